@@ -1,0 +1,311 @@
+"""The table of methods: choose one for a call, force one, and say what ran and why.
+
+To add a method, write its module in ``methods/``, add it to `METHODS`, and put its name into the
+rows of `TABLE` that it can serve. Callers do not change.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from cnnfast.arrays import Library
+from cnnfast.geometry import Geometry
+from cnnfast.methods import cython, engine, im2col, naive, portable, toeplitz
+from cnnfast.methods.base import Call, Method
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        im2col.METHOD,
+        toeplitz.METHOD,
+        portable.METHOD,
+        cython.METHOD,
+        engine.METHOD,
+        naive.METHOD,
+    )
+}
+
+# In order of preference. `portable` stands before `toeplitz` because it is never slower; the matrix
+# is there to be looked at.
+_CONVOLUTION = ("im2col", "portable", "toeplitz", "naive")
+_WINDOWS = ("cython", "portable", "naive")
+_ELEMENTS = ("portable", "naive")
+
+TABLE: dict[str, tuple[str, ...]] = {
+    **{
+        f"{op}{n}d{backward}": _CONVOLUTION
+        for op in ("conv", "conv_transpose")
+        for n in (1, 2)
+        for backward in ("", "_backward")
+    },
+    **{
+        f"{op}{n}d{backward}": _WINDOWS
+        for op in ("max_pool", "avg_pool", "dilate", "subsample")
+        for n in (1, 2)
+        for backward in ("", "_backward")
+    },
+    **dict.fromkeys(("im2col", "col2im", "batch_norm", "batch_norm_backward"), _WINDOWS),
+    **dict.fromkeys(("relu", "relu_backward"), ("engine", *_ELEMENTS)),
+    **{
+        f"{op}{backward}": _ELEMENTS
+        for op in ("leaky_relu", "sigmoid", "tanh", "softmax", "log_softmax", "linear", "dropout")
+        for backward in ("", "_backward")
+    },
+    **dict.fromkeys(("cross_entropy", "multi_margin_loss", "mse_loss"), _ELEMENTS),
+}
+
+
+class MethodError(ValueError):
+    """A forced method cannot serve the call; the message says why."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What would run for a call, and why.
+
+    Attributes
+    ----------
+    op, method : str
+        The operation and the method chosen for it.
+    reason : str
+        Why this one.
+    rejected : dict of str to str
+        Every other method, with the reason against it.
+    dtype, device : str
+        What the method computes in, and where.
+    flops : int
+        Multiplications, additions and comparisons of the direct definition.
+    bytes : int
+        What must be read and written at least: each input and output once.
+    workspace : int
+        Bytes of scratch memory that the method allocates.
+    """
+
+    op: str
+    method: str
+    reason: str
+    rejected: dict[str, str]
+    dtype: str
+    device: str
+    flops: int
+    bytes: int
+    workspace: int
+
+    def asdict(self) -> dict[str, Any]:
+        """The same as a plain dict."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.op} ({self.dtype}, {self.device}): {self.method}",
+            f"  why        {self.reason}",
+            f"  work       {_quantity(self.flops, 1000, 'FLOP')}",
+            f"  traffic    {_quantity(self.bytes, 1024, 'B')} at least",
+            f"  workspace  {_quantity(self.workspace, 1024, 'B')}",
+        ]
+        lines += [f"  not {name}: {reason}" for name, reason in self.rejected.items()]
+        return "\n".join(lines)
+
+
+def _quantity(number: float, base: int, unit: str) -> str:
+    prefixes = ("", "Ki", "Mi", "Gi", "Ti") if base == 1024 else ("", "k", "M", "G", "T")
+    for prefix in prefixes[:-1]:
+        if number < base:
+            return f"{number:.4g} {prefix}{unit}"
+        number /= base
+    return f"{number:.4g} {prefixes[-1]}{unit}"
+
+
+@dataclass(frozen=True)
+class Ran:
+    """One operation that ran, and the method that computed it."""
+
+    op: str
+    method: str
+
+
+@dataclass(frozen=True)
+class _State:
+    """What surrounds a call: a method in force, a log to write to, or only a question."""
+
+    method: str = "auto"
+    log: list[Ran] | None = field(default=None, compare=False)
+    asking: bool = False
+
+
+class Asked(Exception):
+    """Carries an Explanation out of an operation that was only asked about."""
+
+    def __init__(self, explanation: Explanation) -> None:
+        super().__init__(explanation)
+        self.explanation = explanation
+
+
+_STATE: ContextVar[_State] = ContextVar("cnnfast_dispatch", default=_State())  # noqa: B039 (frozen)
+
+
+@contextmanager
+def _state(**changes: Any) -> Iterator[None]:
+    token = _STATE.set(replace(_STATE.get(), **changes))
+    try:
+        yield
+    finally:
+        _STATE.reset(token)
+
+
+def methods(op: str) -> tuple[str, ...]:
+    """Names of the methods of an operation, in order of preference.
+
+    Parameters
+    ----------
+    op : str
+        The name of a public operation, such as ``"conv2d"``.
+
+    Raises
+    ------
+    ValueError
+        There is no such operation.
+
+    Examples
+    --------
+    >>> import cnnfast
+    >>> cnnfast.methods("max_pool2d")
+    ('cython', 'portable', 'naive')
+    """
+    try:
+        return TABLE[op]
+    except (KeyError, TypeError):
+        raise ValueError(f"there is no operation {op!r}; there are {', '.join(TABLE)}") from None
+
+
+@contextmanager
+def use(method: str) -> Iterator[None]:
+    """Force one method inside a ``with`` block, for every operation that has it.
+
+    An operation whose table does not name the method is not affected; one that does, and cannot
+    serve a call by it, raises `MethodError`. An argument ``method=`` of a call goes first. The
+    block concerns the thread (or task) that entered it alone.
+
+    Parameters
+    ----------
+    method : str
+        A method's name, or ``"auto"``.
+
+    Examples
+    --------
+    >>> import numpy as np, cnnfast
+    >>> x, w = np.ones((1, 1, 3, 3)), np.ones((1, 1, 2, 2))
+    >>> with cnnfast.use("naive"):
+    ...     cnnfast.explain("conv2d", x, w).method
+    'naive'
+    """
+    _check_name(method, "use")
+    with _state(method=method):
+        yield
+
+
+@contextmanager
+def trace() -> Iterator[list[Ran]]:
+    """Record what really ran inside a ``with`` block, in order.
+
+    Examples
+    --------
+    >>> import numpy as np, cnnfast
+    >>> with cnnfast.trace() as ran:
+    ...     y = cnnfast.sigmoid(np.zeros(3), method="naive")
+    >>> ran
+    [Ran(op='sigmoid', method='naive')]
+    """
+    log: list[Ran] = []
+    with _state(log=log):
+        yield log
+
+
+def asking() -> Any:
+    """A block in which `run` answers with `Asked` in place of computing."""
+    return _state(asking=True)
+
+
+def _check_name(name: Any, source: str) -> None:
+    if name != "auto" and name not in METHODS:
+        known = ", ".join(("auto", *METHODS))
+        raise ValueError(f"{source}: there is no method {name!r}; there are {known}")
+
+
+def _forced(op: str, method: str) -> tuple[str, str]:
+    """The name of the method in force for a call, or "auto", and who said so."""
+    if method != "auto":
+        _check_name(method, op)
+        if method not in TABLE[op]:
+            raise ValueError(f"{op}: has no method {method!r}; it has {', '.join(TABLE[op])}")
+        return method, f"method={method!r}"
+    name, source = _STATE.get().method, "cnnfast.use"
+    if name == "auto":
+        name, source = os.environ.get("CNNFAST_METHOD") or "auto", "CNNFAST_METHOD"
+        _check_name(name, source)
+    return (name, source) if name in TABLE[op] else ("auto", "")
+
+
+def _select(call: Call, method: str) -> tuple[Method, str]:
+    """The method for a call and the reason for it."""
+    name, source = _forced(call.op, method)
+    if name != "auto":
+        refusal = METHODS[name].supports(call)
+        if refusal is not None:
+            raise MethodError(f"{call.op}: method {name!r} (from {source}) cannot serve: {refusal}")
+        return METHODS[name], f"forced by {source}"
+    for name in TABLE[call.op]:
+        if METHODS[name].supports(call) is None:
+            return METHODS[name], "first in order of preference"
+    raise MethodError(f"{call.op}: no method serves arrays on {call.device}")
+
+
+def _explain(call: Call, chosen: Method, reason: str, passes: int) -> Explanation:
+    rejected = {
+        name: METHODS[name].supports(call) or f"could serve; {chosen.name} is {reason}"
+        for name in TABLE[call.op]
+        if name != chosen.name
+    }
+    width = 4 if call.dtype == "float32" else 8
+    return Explanation(
+        op=call.op,
+        method=chosen.name,
+        reason=reason,
+        rejected=rejected,
+        dtype=call.dtype,
+        device=call.device,
+        flops=call.geometry.flops * passes,
+        bytes=call.geometry.elements * width * passes,
+        workspace=chosen.workspace(call),
+    )
+
+
+def run(
+    op: str,
+    geometry: Geometry,
+    library: Library,
+    method: str,
+    *arguments: Any,
+    passes: int = 1,
+    **options: Any,
+) -> Any:
+    """Compute `op` by the method that is chosen or forced.
+
+    `arguments` and `options` go to the method behind the geometry; `passes` is how many products
+    or sweeps of the geometry the call asks for.
+    """
+    call = Call(op, geometry, library.compute, library.device)
+    chosen, reason = _select(call, method)
+    state = _STATE.get()
+    if state.asking:
+        raise Asked(_explain(call, chosen, reason, passes))
+    # A one-dimensional operation is the two-dimensional one on images of height 1.
+    result = getattr(chosen, op.replace("1d", "2d"))(geometry, *arguments, **options)
+    if state.log is not None:
+        state.log.append(Ran(op, chosen.name))
+    return result
