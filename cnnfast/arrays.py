@@ -37,10 +37,12 @@ class Library:
     give: Callable[[Any], Any] | None = None
 
     def finish(self, y: Any) -> Any:
-        """A result as the user's kind of array, in the dtype the user is due."""
+        """A result as the user's kind of array, in the dtype the user is due and in C order."""
         if y is None:
             return None
-        if self.result != self.compute:
+        if self.xp is np:
+            y = np.asarray(y, self.result, order="C")
+        elif self.result != self.compute:
             y = self.xp.asarray(y, dtype=getattr(self.xp, self.result))
         return y if self.give is None else self.give(y)
 

@@ -30,7 +30,10 @@ _KERNELS = ("_im2col", "_pool", "_resample", "_norm")
 # Every level that a build can make, best first.
 _LEVELS = ("x86-64-v4", "x86-64-v3", "x86-64-v2", "aarch64", "generic")
 
-_CURE = "install a C compiler, then: pip install --force-reinstall --no-binary cnnfast cnnfast"
+_CURE = (
+    "install a C compiler and reinstall with CNNFAST_REQUIRE_EXT=1 in the environment, "
+    "which makes the build stop at what it lacks"
+)
 
 
 def _folder(level: str) -> str:
@@ -120,8 +123,8 @@ def warn_if_missing() -> None:
     reason = cython_missing()
     if reason is not None:
         warnings.warn(
-            f"cnnfast runs without its compiled kernels, which is many times slower: {reason}. "
-            f"To get them, {_CURE}",
+            f"cnnfast runs without its compiled kernels, which is many times slower: {reason}; "
+            f"to get them, {_CURE}",
             RuntimeWarning,
             stacklevel=3,  # the line that imports the package
         )

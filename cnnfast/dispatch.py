@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -83,7 +83,7 @@ class Explanation:
     bytes : int
         What must be read and written at least: each input and output once.
     workspace : int
-        Bytes of scratch memory that the method allocates.
+        Bytes of scratch memory that the method allocates, at most.
     """
 
     op: str
@@ -226,20 +226,27 @@ def trace() -> Iterator[list[Ran]]:
         yield log
 
 
-def asking() -> Any:
+def asking() -> AbstractContextManager[None]:
     """A block in which `run` answers with `Asked` in place of computing."""
     return _state(asking=True)
 
 
+def asked() -> bool:
+    """Whether the call is only a question, whose arrays have a shape but no values."""
+    return _STATE.get().asking
+
+
 def _check_name(name: Any, source: str) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"{source}: method must be a name, not {name!r}")
     if name != "auto" and name not in METHODS:
         known = ", ".join(("auto", *METHODS))
         raise ValueError(f"{source}: there is no method {name!r}; there are {known}")
 
 
-def _forced(op: str, method: str) -> tuple[str, str]:
+def forced(op: str, method: str) -> tuple[str, str]:
     """The name of the method in force for a call, or "auto", and who said so."""
-    if method != "auto":
+    if not isinstance(method, str) or method != "auto":
         _check_name(method, op)
         if method not in TABLE[op]:
             raise ValueError(f"{op}: has no method {method!r}; it has {', '.join(TABLE[op])}")
@@ -253,7 +260,7 @@ def _forced(op: str, method: str) -> tuple[str, str]:
 
 def _select(call: Call, method: str) -> tuple[Method, str]:
     """The method for a call and the reason for it."""
-    name, source = _forced(call.op, method)
+    name, source = forced(call.op, method)
     if name != "auto":
         refusal = METHODS[name].supports(call)
         if refusal is not None:

@@ -22,11 +22,62 @@ from math import prod
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from cnnfast import arrays, dispatch, geometry
 from cnnfast.arrays import Library
 from cnnfast.dispatch import Explanation
 from cnnfast.geometry import Convolution, Elements, Pooling, Product
+
+__all__ = [
+    "avg_pool1d",
+    "avg_pool1d_backward",
+    "avg_pool2d",
+    "avg_pool2d_backward",
+    "batch_norm",
+    "batch_norm_backward",
+    "col2im",
+    "conv1d",
+    "conv1d_backward",
+    "conv2d",
+    "conv2d_backward",
+    "conv_transpose1d",
+    "conv_transpose1d_backward",
+    "conv_transpose2d",
+    "conv_transpose2d_backward",
+    "cross_entropy",
+    "dilate1d",
+    "dilate1d_backward",
+    "dilate2d",
+    "dilate2d_backward",
+    "dropout",
+    "dropout_backward",
+    "im2col",
+    "leaky_relu",
+    "leaky_relu_backward",
+    "linear",
+    "linear_backward",
+    "log_softmax",
+    "log_softmax_backward",
+    "max_pool1d",
+    "max_pool1d_backward",
+    "max_pool2d",
+    "max_pool2d_backward",
+    "mse_loss",
+    "multi_margin_loss",
+    "relu",
+    "relu_backward",
+    "sigmoid",
+    "sigmoid_backward",
+    "softmax",
+    "softmax_backward",
+    "subsample1d",
+    "subsample1d_backward",
+    "subsample2d",
+    "subsample2d_backward",
+    "tanh",
+    "tanh_backward",
+]
 
 Array = Any
 Ints = int | Sequence[int]
@@ -40,9 +91,13 @@ def _lift(ndim: int, a: Array) -> Array:
 
 
 def _lower(ndim: int, library: Library, a: Array) -> Array:
-    if ndim == 1 and a is not None:
-        a = a.reshape(a.shape[0], a.shape[1], a.shape[3])
-    return library.finish(a)
+    return library.finish(_without_rows(ndim, library, a))
+
+
+def _without_rows(ndim: int, library: Library, a: Array) -> Array:
+    if ndim == 2 or a is None:
+        return a
+    return library.xp.reshape(a, (a.shape[0], a.shape[1], a.shape[3]))
 
 
 def _wanted(op: str, needs: str) -> str:
@@ -646,8 +701,7 @@ def _max_pool(
     if not indices_too:
         return _lower(ndim, library, result)
     y, indices = result
-    indices = indices.reshape(indices.shape[:2] + indices.shape[3:]) if ndim == 1 else indices
-    return _lower(ndim, library, y), library.back(indices)
+    return _lower(ndim, library, y), library.back(_without_rows(ndim, library, indices))
 
 
 def max_pool1d(
@@ -759,7 +813,7 @@ def _max_pool_backward(
     _fits(op, "indices", indices, tuple(dy.shape))
     g = geometry.scattered(op, ndim, tuple(dy.shape), input_shape)
     size = g.H * g.W
-    if prod(indices.shape):
+    if prod(indices.shape) and not dispatch.asked():
         xp = library.xp
         low, high = int(xp.min(indices)), int(xp.max(indices))
         if low < -1 or high >= size:
@@ -1338,6 +1392,7 @@ def batch_norm(
     """
     op = "batch_norm"
     train = geometry.flag(op, "training", training)
+    stats_too = geometry.flag(op, "return_stats", return_stats)
     if not train and (running_mean is None or running_var is None):
         raise ValueError(f"{op}: running_mean and running_var may be None only when training")
     share, eps = _number(op, "momentum", momentum), _within(op, "eps", eps, 0, float("inf"))
@@ -1345,7 +1400,7 @@ def batch_norm(
     (x, mean, var, weight, bias), library = arrays.admit(op, x=x, **given, weight=weight, bias=bias)
     shape = _channels(op, x, weight, running_mean=mean, running_var=var, bias=bias)
     if train:
-        if shape[0] * shape[2] < 2:
+        if shape[0] * shape[2] == 1:
             raise ValueError(f"{op}: training needs two values per channel, x has {tuple(x.shape)}")
         # The values themselves, not the copies that took part in the promotion of dtypes.
         mean, var = (
@@ -1367,7 +1422,7 @@ def batch_norm(
         eps,
     )
     y = library.finish(library.xp.reshape(result[0], tuple(x.shape)))
-    if not geometry.flag(op, "return_stats", return_stats):
+    if not stats_too:
         return y
     return y, library.finish(result[1]), library.finish(result[2])
 
@@ -1887,13 +1942,16 @@ def dropout(
         raise TypeError(f"{op}: rng must be a numpy.random.Generator, not {rng!r}")
     (x,), library = arrays.admit(op, x=x)
     shape = tuple(x.shape)
-    if geometry.flag(op, "training", training):
+    mask_too = geometry.flag(op, "return_mask", return_mask)
+    train = geometry.flag(op, "training", training)
+    dispatch.forced(op, method)  # a wrong name is refused before anything is drawn
+    if train and not dispatch.asked():
         kept = np.asarray(rng.random(shape) >= p)
     else:
         kept, p = np.ones(shape, bool), 0.0
     mask = arrays.beside(kept, library, "bool")
     y = library.finish(dispatch.run(op, Elements(shape), library, method, x, mask, p))
-    return (y, library.back(mask)) if geometry.flag(op, "return_mask", return_mask) else y
+    return (y, library.back(mask)) if mask_too else y
 
 
 def dropout_backward(dy: Array, mask: Array, p: float = 0.5, *, method: str = "auto") -> Array:
@@ -1939,7 +1997,7 @@ def _classification(
     if C == 0:
         raise ValueError(f"{op}: scores has no classes (shape {tuple(scores.shape)})")
     _fits(op, "labels", labels, (N,))
-    if N:
+    if N and not dispatch.asked():
         low, high = int(library.xp.min(labels)), int(library.xp.max(labels))
         if low < 0 or high >= C:
             raise ValueError(f"{op}: labels run from {low} to {high}, scores has {C} classes")
@@ -2061,7 +2119,12 @@ _FLOATS = frozenset(
 )
 
 
-def explain(op: str, *args: Any, dtype: Any = np.float32, **kwargs: Any) -> Explanation:
+def _stand_in(shape: tuple[int, ...], dtype: Any) -> Array:
+    """An array of that shape, of any size, in no memory; one axis alone may be written to."""
+    return np.zeros(shape, dtype) if len(shape) == 1 else np.broadcast_to(dtype(0), shape)
+
+
+def explain(op: str, *args: Any, dtype: DTypeLike = np.float32, **kwargs: Any) -> Explanation:
     """What would run for a call, and why: the same call, stopped before the arithmetic.
 
     Parameters
@@ -2092,17 +2155,16 @@ def explain(op: str, *args: Any, dtype: Any = np.float32, **kwargs: Any) -> Expl
     """
     dispatch.methods(op)
     function = globals()[op]
+    # float16 is computed in float32; an explanation of it need not convert anything.
+    dtype = np.result_type(dtype, np.float32).type
     call = inspect.signature(function).bind(*args, **kwargs)
     for name, value in call.arguments.items():
-        kind = np.int64 if name in _INTEGERS else bool if name == "mask" else dtype
-        if isinstance(value, tuple) and (name in _FLOATS or kind is not dtype):
-            call.arguments[name] = np.zeros(value, kind)  # which costs no memory while untouched
+        kind = np.int64 if name in _INTEGERS else np.bool_ if name == "mask" else dtype
+        if isinstance(value, tuple) and name in _FLOATS | _INTEGERS | {"mask"}:
+            call.arguments[name] = _stand_in(value, kind)
     with dispatch.asking():
         try:
             function(*call.args, **call.kwargs)
         except dispatch.Asked as answer:
             return answer.explanation
     raise AssertionError(f"{op} answered without asking for a method")
-
-
-__all__ = [name for name in dispatch.TABLE if name in globals()]

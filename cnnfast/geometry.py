@@ -169,6 +169,8 @@ def per_axis(op: str, name: str, value: Any, ndim: int, least: int) -> Pair:
     Of a one-dimensional operation the rows' entry is the one that changes nothing there: the
     smallest legal value.
     """
+    if type(value) is int and least <= value <= _LARGEST:  # nearly every call
+        return least if ndim == 1 else value, value
     if isinstance(value, Sequence) and not isinstance(value, str):
         if len(value) not in (1, ndim):
             raise ValueError(
@@ -184,6 +186,8 @@ def per_axis(op: str, name: str, value: Any, ndim: int, least: int) -> Pair:
 
 def pads(op: str, value: Any, ndim: int) -> Pads:
     """Padding as ((top, bottom), (left, right)) from a number, one per axis, or pairs."""
+    if type(value) is int and 0 <= value <= _LARGEST:
+        return ((0, 0) if ndim == 1 else (value, value)), (value, value)
     if isinstance(value, str):
         raise ValueError(f"{op}: padding must be numbers here, not {value!r}")
     if isinstance(value, Sequence) and any(isinstance(v, Sequence) for v in value):

@@ -67,8 +67,7 @@ def info() -> dict[str, Any]:
 
 
 def _blas() -> dict[str, str] | None:
-    config = np.show_config(mode="dicts")
-    found = (config or {}).get("Build Dependencies", {}).get("blas", {})
+    found = np.show_config(mode="dicts").get("Build Dependencies", {}).get("blas", {})
     if not found.get("name"):
         return None
     return {"name": str(found["name"]), "version": str(found.get("version", "unknown"))}

@@ -17,8 +17,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from pathlib import Path
-from typing import SupportsIndex
+from typing import TYPE_CHECKING, SupportsIndex
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["get_num_threads", "set_num_threads", "threads"]
 
@@ -139,6 +141,8 @@ def _default() -> int:
             if not (first.isascii() and first.isdigit() and int(first) > 0):
                 raise ValueError(f"{name}: expected a positive integer, not {text!r}")
             return int(first)
+    from pathlib import Path  # slow to import, and needed nowhere else
+
     quota = _quota(Path("/"))
     usable = _affinity()
     return usable if quota is None else max(1, min(usable, math.ceil(quota)))
@@ -161,31 +165,32 @@ def _quota(root: Path) -> float | None:
         mounts = (root / "proc/self/mountinfo").read_text().splitlines()
     except OSError:  # no Linux, or no /proc
         return None
-    limits: list[float] = []
+    limits = []
     for mount in mounts:
-        before, _, after = mount.partition(" - ")
-        mounted, point = before.split()[3:5]
-        kind, _, options = after.split()[:3]
+        left, _, right = mount.partition(" - ")
+        mounted, point = left.split()[3:5]
+        kind, _, options = right.split()[:3]
         for group in groups:
             hierarchy, controllers, path = group.split(":", 2)
-            v2 = kind == "cgroup2" and hierarchy == "0"
-            v1 = kind == "cgroup" and "cpu" in options.split(",") and "cpu" in controllers.split(",")
-            if v1 or v2:
-                top = root / point.lstrip("/")
-                # In a container the path may be the host's, which is not to be seen from here; the
-                # group's own files then stand at the mount point.
-                inside = path.removeprefix(mounted if mounted != "/" else "").strip("/")
-                folder = top / inside
-                if not folder.is_dir():
-                    folder = top
-                # A group is limited by every group above it.
-                for level in (folder, *folder.parents):
-                    limit = _group_limit(level)
-                    if limit is not None:
-                        limits.append(limit)
-                    if level == top:
-                        break
+            if kind == "cgroup2":
+                found = hierarchy == "0"
+            else:
+                found = "cpu" in controllers.split(",") and "cpu" in options.split(",")
+            if found:
+                limits += _limits_up_to(root / point.lstrip("/"), path.removeprefix(mounted))
     return min(limits, default=None)
+
+
+def _limits_up_to(top: Path, inside: str) -> list[float]:
+    """The limits of a group and of those above it, which bind it too."""
+    group = top / inside.strip("/")
+    if not group.is_dir():
+        # In a container the path can be the host's; what the container may see of its own group
+        # is then at the mount point.
+        group = top
+    above = [group, *group.parents]
+    limits = map(_group_limit, above[: above.index(top) + 1])
+    return [limit for limit in limits if limit is not None]
 
 
 def _group_limit(folder: Path) -> float | None:

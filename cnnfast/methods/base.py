@@ -101,8 +101,11 @@ def update_running(
 ) -> None:
     """Move the running statistics towards a batch's, in place.
 
-    ``r += momentum * (batch - r)``, where the variance is the unbiased one, as in PyTorch.
+    ``r += momentum * (batch - r)``, where the variance is the unbiased one, as in PyTorch. An empty
+    batch has nothing to add.
     """
+    if count == 0:
+        return
     if running_mean is not None:
         running_mean[...] = running_mean * (1 - momentum) + mean * momentum
     if running_var is not None:

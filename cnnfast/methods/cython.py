@@ -103,12 +103,13 @@ class Cython(Method):
             mean, var = np.empty(C), np.empty(C)
             kernels.moments(x, mean, var)
         else:
-            mean, var = np.asarray(running_mean, np.float64), np.asarray(running_var, np.float64)
+            mean, var = (np.asarray(r, np.float64) for r in (running_mean, running_var))
         rstd = 1 / np.sqrt(var + eps)
         scale = rstd if weight is None else rstd * weight
         shift = -mean * scale if bias is None else bias - mean * scale
         y = np.empty_like(x)
-        kernels.scale_shift(x, scale.astype(x.dtype), shift.astype(x.dtype), y)
+        scale, shift = (np.ascontiguousarray(a, x.dtype) for a in (scale, shift))
+        kernels.scale_shift(x, scale, shift, y)
         if training:
             update_running(running_mean, running_var, mean, var, N * P, momentum)
         return y, mean.astype(x.dtype), rstd.astype(x.dtype)
@@ -122,8 +123,8 @@ class Cython(Method):
         compiled.kernels("_norm").batch_norm_backward(
             contiguous(dy),
             x,
-            np.asarray(mean, np.float64),
-            np.asarray(rstd, np.float64),
+            np.ascontiguousarray(mean, np.float64),
+            np.ascontiguousarray(rstd, np.float64),
             np.ones(C, x.dtype) if weight is None else contiguous(weight),
             dx,
             dw,

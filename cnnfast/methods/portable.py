@@ -9,6 +9,7 @@ a strided slice of the padded image, which holds that tap of all windows at once
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -26,11 +27,21 @@ class Portable(ConvolutionMethod):
     name = "portable"
 
     def workspace(self, call: Call) -> int:
-        if not isinstance(call.geometry, Windows):
-            return 0
-        g = call.geometry
-        padded = g.N * g.C * (g.H + sum(g.padding[0])) * (g.W + sum(g.padding[1]))
-        return (padded + g.N * g.C * g.pixels) * np.dtype(call.dtype).itemsize
+        g, width = call.geometry, np.dtype(call.dtype).itemsize
+        if isinstance(g, Product):
+            return g.columns * (g.inner + g.rows) * width
+        if isinstance(g, Elements):
+            return 4 * prod(g.shape) * width  # intermediate results of an expression
+        rows, columns = (max(a, b) for a, b in zip(_reach(g), _padded(g), strict=True))
+        image, windows = g.N * g.C * rows * columns, g.N * g.C * g.pixels
+        if isinstance(g, Convolution):
+            return (image + 2 * windows + g.N * g.F * (g.pixels + g.C // g.groups)) * width
+        places = np.dtype(np.int64).itemsize
+        if call.op.startswith("max_pool"):
+            if call.op.endswith("_backward"):
+                return 5 * (image + windows) * (width + places)
+            return image * width + windows * (3 * width + 4 * places)
+        return (image + windows) * width
 
     # Convolution
 
@@ -71,7 +82,7 @@ class Portable(ConvolutionMethod):
         padded = _pad(g, x, 0.0)
         columns = _zeros(xp, (g.N, g.C, g.KH, g.KW, g.OH, g.OW), x)
         for kh, kw, tap in _taps(g):
-            columns[:, :, kh, kw] = padded[tap]
+            columns[:, :, kh, kw, ...] = padded[tap]
         return xp.reshape(columns, (g.N, g.C * g.KH * g.KW, g.pixels))
 
     def col2im(self, g: Windows, columns: Any) -> Any:
@@ -79,7 +90,7 @@ class Portable(ConvolutionMethod):
         columns = xp.reshape(columns, (g.N, g.C, g.KH, g.KW, g.OH, g.OW))
         padded = _pad(g, None, 0.0, columns)
         for kh, kw, tap in _taps(g):
-            padded[tap] += columns[:, :, kh, kw]
+            padded[tap] += columns[:, :, kh, kw, ...]
         return _crop(g, padded)
 
     # Pooling
@@ -173,12 +184,12 @@ class Portable(ConvolutionMethod):
         xp = namespace(x)
         count = x.shape[0] * x.shape[2]
         if training:
-            mean = xp.sum(x, axis=(0, 2), dtype=xp.float64) / count
+            mean = xp.sum(x, axis=(0, 2), dtype=xp.float64) / max(count, 1)
             centred = x - xp.asarray(mean, dtype=x.dtype)[:, None]
-            var = xp.sum(centred * centred, axis=(0, 2), dtype=xp.float64) / count
+            var = xp.sum(centred * centred, axis=(0, 2), dtype=xp.float64) / max(count, 1)
             mean, var = xp.asarray(mean, dtype=x.dtype), xp.asarray(var, dtype=x.dtype)
         else:
-            mean, var = running_mean, running_var
+            mean, var = _copy(running_mean), running_var
             centred = x - mean[:, None]
         rstd = 1 / xp.sqrt(var + eps)
         y = centred * (rstd if weight is None else rstd * weight)[:, None]
@@ -248,7 +259,9 @@ class Portable(ConvolutionMethod):
         return dy - xp.exp(y) * xp.sum(dy, axis=axis, keepdims=True)
 
     def dropout(self, g: Elements, x: Any, mask: Any, p: float) -> Any:
-        return namespace(x).where(mask, x * (1 / (1 - p) if p < 1 else 0.0), 0.0)
+        return namespace(x).where(
+            mask, x / (1 - p if p < 1 else 1), 0.0
+        )  # at p = 1 nothing is kept
 
     dropout_backward = dropout
 
@@ -272,14 +285,14 @@ class Portable(ConvolutionMethod):
     def cross_entropy(self, g: Elements, scores: Any, labels: Any, label_smoothing: float) -> Any:
         xp = namespace(scores)
         N, C = scores.shape
-        smoothing = label_smoothing
+        own, every = 1 - label_smoothing, label_smoothing / C  # the target's two parts
         log_p = self.log_softmax(g, scores, 1)
         right = _one_hot(xp, labels, C)
-        loss = -xp.sum(xp.where(right, log_p, 0.0)) * (1 - smoothing)
-        target = xp.where(right, 1 - smoothing + smoothing / C, smoothing / C)
-        if smoothing:
-            loss = loss - xp.sum(log_p) * (smoothing / C)
-        return _mean(loss, N), (xp.exp(log_p) - target) / max(N, 1)
+        loss = -xp.sum(xp.where(right, log_p, 0.0)) * own
+        if every:
+            loss = loss - xp.sum(log_p) * every
+        p = xp.exp(log_p)
+        return _mean(loss, N), (xp.where(right, p - own, p) - every) / max(N, 1)
 
     def multi_margin_loss(self, g: Elements, scores: Any, labels: Any, margin: float) -> Any:
         xp = namespace(scores)
@@ -294,9 +307,7 @@ class Portable(ConvolutionMethod):
 
     def mse_loss(self, g: Elements, pred: Any, target: Any) -> Any:
         xp = namespace(pred)
-        size = 1
-        for n in pred.shape:
-            size *= n
+        size = prod(pred.shape)
         error = pred - target
         return _mean(xp.sum(error * error), size), error * (2 / max(size, 1))
 
@@ -339,13 +350,16 @@ def _reach(g: Windows) -> tuple[int, int]:
     )
 
 
+def _padded(g: Windows) -> tuple[int, int]:
+    return g.H + sum(g.padding[0]), g.W + sum(g.padding[1])
+
+
 def _pad(g: Windows, x: Any, fill: float, like: Any = None) -> Any:
     """The image in a frame of `fill`, large enough for every window; no image, only the frame."""
     like = x if like is None else like
-    (top, bottom), (left, right) = g.padding
-    rows, columns = _reach(g)
-    shape = (g.N, g.C, max(rows, top + g.H + bottom), max(columns, left + g.W + right))
-    padded = _zeros(namespace(like), shape, like)
+    (top, _), (left, _) = g.padding
+    size = (max(a, b) for a, b in zip(_reach(g), _padded(g), strict=True))
+    padded = _zeros(namespace(like), (g.N, g.C, *size), like)
     if fill:
         padded += fill
     if x is not None:

@@ -1,0 +1,844 @@
+"""The command line: ``cnnfast info | bench | explain | verify | train``.
+
+Each command parses, calls the library and prints. A user's mistake is one line on stderr and exit
+status 2; `verify` and `bench` exit with 1 if a method disagrees with the loops.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import importlib.util
+import inspect
+import json
+import math
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from cnnfast import plots
+from cnnfast._version import __version__
+
+__all__ = ["main"]
+
+
+class _MistakeError(Exception):
+    """What the user got wrong, in one line."""
+
+
+class _DisagreementError(Exception):
+    """A method disagrees with the loops; the message counts."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one line."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise _MistakeError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The words after the program's name; those of this process where not given.
+
+    Returns
+    -------
+    int
+        The exit status: 0 on success, 1 if methods disagree, 2 for a user's mistake, 130 if
+        interrupted.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    command = words[0] if words and words[0] in _COMMANDS else ""
+    name = f"cnnfast {command}".strip()
+    try:
+        args = _parser().parse_args(words)
+        _check_files(args)
+        _COMMANDS[args.command](args)
+        sys.stdout.flush()
+    except _DisagreementError as disagreement:
+        return _complain(name, disagreement, 1)
+    except KeyboardInterrupt:
+        return _complain(name, "interrupted", 130)
+    except BrokenPipeError:
+        # The reader of our output has gone (`cnnfast info | head -1`): nothing is left to say.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (_MistakeError, ValueError, OSError, ImportError) as mistake:
+        return _complain(name, mistake, 2)
+    except (ArithmeticError, RuntimeError) as failure:
+        return _complain(name, failure, 1)
+    return 0
+
+
+def _complain(name: str, what: object, status: int) -> int:
+    line = " ".join(str(what).split()) or type(what).__name__
+    own = name.rpartition(" ")[2]
+    print(f"{name}: {line.removeprefix(f'{own}: ')}", file=sys.stderr)
+    return status
+
+
+# Words.
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="cnnfast",
+        description="Convolutional-network layers for NumPy: compare, check, explain, train.",
+    )
+    parser.add_argument("--version", action="version", version=f"cnnfast {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_info(commands)
+    _add_bench(commands)
+    _add_explain(commands)
+    _add_verify(commands)
+    _add_train(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, description=summary[0].upper() + summary[1:] + "."
+    )
+    _add_json(parser)
+    return parser
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--json", metavar="FILE", help="write the result as JSON; - prints it and nothing else"
+    )
+
+
+def _add_plot(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--plot", metavar="FILE", help=f"draw {what} (.png, .svg or .pdf)")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    return number
+
+
+def _positive_float(text: str) -> float:
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be positive, not {text}")
+    return number
+
+
+_positive.__name__, _positive_float.__name__ = "whole number", "number"
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(_positive(word) for word in text.split(","))
+
+
+_numbers.__name__ = "list of whole numbers"
+
+
+# Files: looked at before the work starts, written at once or not at all.
+
+
+def _check_files(args: argparse.Namespace) -> None:
+    plot = getattr(args, "plot", None)
+    if plot is not None:
+        _check_target("--plot", plot)
+        if Path(plot).suffix.lower().lstrip(".") not in plots.FORMATS:
+            raise _MistakeError(f"--plot {plot}: the name must end in .{', .'.join(plots.FORMATS)}")
+        reason = plots.missing()
+        if reason is not None:
+            raise _MistakeError(f"--plot: {reason}")
+    if args.json not in (None, "-"):
+        _check_target("--json", args.json)
+
+
+def _check_target(flag: str, name: str) -> None:
+    path = Path(name)
+    if not name or path.is_dir():
+        raise _MistakeError(f"{flag} {name!r} is not the name of a file")
+    if not path.parent.is_dir():
+        raise _MistakeError(f"{flag} {name}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise _MistakeError(f"{flag} {name}: the folder {path.parent} is not writable")
+
+
+def _write(name: str, content: bytes) -> None:
+    """Write a file so that nobody ever sees half of it."""
+    path = Path(name)
+    with tempfile.NamedTemporaryFile(
+        dir=path.parent, prefix=f".{path.name}.", delete=False
+    ) as file:
+        try:
+            file.write(content)
+            file.close()
+            # A temporary file is its owner's alone; a result is as public as the umask says.
+            umask = os.umask(0)
+            os.umask(umask)
+            Path(file.name).chmod(0o666 & ~umask)
+            Path(file.name).replace(path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
+
+
+def _plain(value: Any) -> Any:
+    """`value` in what JSON has: no tuples, no NumPy numbers, no NaN."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def _write_json(args: argparse.Namespace, value: Mapping[str, Any]) -> None:
+    if args.json is None:
+        return
+    text = json.dumps(_plain(value), indent=2, allow_nan=False) + "\n"
+    if args.json == "-":
+        sys.stdout.write(text)
+    else:
+        _write(args.json, text.encode())
+
+
+# The screen.
+
+
+class _Screen:
+    """Prints for people, in 80 columns; nothing where JSON goes to stdout."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._silent = args.json == "-"
+        self._console: Any = None
+        if importlib.util.find_spec("rich") is not None:
+            from rich.console import Console
+
+            terminal = sys.stdout.isatty()
+            # Without a terminal there are no colours, whatever the environment asks for.
+            self._console = Console(
+                highlight=False,
+                markup=False,
+                emoji=False,
+                soft_wrap=True,
+                width=None if terminal else 80,
+                force_terminal=None if terminal else False,
+                color_system="auto" if terminal else None,
+            )
+
+    def line(self, text: str = "", style: str = "") -> None:
+        if self._silent:
+            return
+        if self._console is None:
+            print(text)
+        else:
+            self._console.print(text, style=style or None)
+
+    def table(
+        self,
+        title: str,
+        header: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        styles: Sequence[str] = (),
+        left: int = 1,
+    ) -> None:
+        """A table whose first `left` columns are flush left, the others flush right."""
+        if self._silent:
+            return
+        self.line(title, "bold")
+        if self._console is None:
+            self._plain_table(header, rows, left)
+            return
+        from rich import box
+        from rich.table import Table
+
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+        for index, name in enumerate(header):
+            table.add_column(name, justify="left" if index < left else "right", no_wrap=True)
+        for index, row in enumerate(rows):
+            table.add_row(*row, style=styles[index] if index < len(styles) else None)
+        with self._console.capture() as capture:
+            self._console.print(table, soft_wrap=False)
+        lines = (line.rstrip() for line in capture.get().splitlines())
+        print("\n".join(line for line in lines if line), end="\n\n")
+
+    @staticmethod
+    def _plain_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> None:
+        widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+        for row in (header, ["-" * width for width in widths], *rows):
+            cells = (
+                cell.ljust(width) if index < left else cell.rjust(width)
+                for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+            print("  ".join(cells).rstrip())
+        print()
+
+
+class _Status:
+    """A line on a terminal's stderr that says what is being done, and goes away."""
+
+    def __init__(self) -> None:
+        self._shown = sys.stderr.isatty()
+
+    def __call__(self, words: str) -> None:
+        if self._shown:
+            sys.stderr.write(f"\r\x1b[K{words[:78]}")
+            sys.stderr.flush()
+
+    def clear(self) -> None:
+        self("")
+
+    def __enter__(self) -> _Status:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.clear()
+
+
+def _time(seconds: float) -> str:
+    unit, size = next(((u, s) for u, s in _UNITS if seconds >= s), _UNITS[-1])
+    number = seconds / size
+    return f"{number:.{2 if number < 10 else 1 if number < 100 else 0}f} {unit}"
+
+
+_UNITS = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6))
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:,.{2 if ratio < 10 else 1 if ratio < 100 else 0}f}x"
+
+
+def _error(error: float | None) -> str:
+    return "-" if error is None else "0" if error == 0 else f"{error:.1e}"
+
+
+# info
+
+
+def _add_info(commands: Any) -> None:
+    _command(commands, "info", "what is installed, what was compiled, and which path is in use")
+
+
+def _info(args: argparse.Namespace) -> None:
+    import cnnfast
+
+    facts = cnnfast.info()
+    screen = _Screen(args)
+    rows = []
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            rows += [(f"{name} {key}", _words(item)) for key, item in value.items()]
+        else:
+            rows.append((name, _words(value)))
+    width = max(len(name) for name, _ in rows)
+    for name, text in rows:
+        screen.line(f"{name:{width}}  {text}")
+    _write_json(args, facts)
+
+
+def _basics() -> dict[str, Any]:
+    """What every result says about where it comes from."""
+    import cnnfast
+
+    facts = cnnfast.info()
+    return {key: facts[key] for key in ("version", "compiled", "isa", "threads")}
+
+
+def _words(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "none"
+    return str(value)
+
+
+# bench
+
+
+def _add_bench(commands: Any) -> None:
+    from cnnfast.suites import SUITES
+
+    parser = _command(commands, "bench", "time every method against the loops, checked first")
+    parser.add_argument("--suite", default="courses", choices=list(SUITES), help="default: courses")
+    parser.add_argument(
+        "--dtype", type=_names, default=("float32", "float64"), metavar="D,...",
+        help="default: float32,float64",
+    )  # fmt: skip
+    parser.add_argument(
+        "--threads", type=_numbers, default=(1,), metavar="N,...", help="default: 1"
+    )
+    parser.add_argument(
+        "--methods", type=_names, metavar="M,...", help="only these methods of cnnfast"
+    )
+    parser.add_argument(
+        "--peers", type=_names, default=(), metavar="P,...",
+        help="other libraries to compare with: torch, onnxruntime, scipy",
+    )  # fmt: skip
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="only the cases whose name contains TEXT"
+    )
+    parser.add_argument(
+        "--seconds", type=_positive_float, default=0.5, metavar="S",
+        help="for each contestant of each case (default: 0.5)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--naive-seconds", type=_positive_float, default=5.0, metavar="S",
+        help="for the loops; what takes longer is timed on fewer images (default: 5)",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="of the random arrays (default: 0)")
+    _add_plot(parser, "the speedups as a bar chart")
+
+
+def _bench(args: argparse.Namespace) -> None:
+    from cnnfast import benchmark
+
+    plan = benchmark.Plan(
+        suite=args.suite,
+        dtypes=args.dtype,
+        threads=args.threads,
+        methods=args.methods,
+        peers=args.peers,
+        only=args.only,
+        seconds=args.seconds,
+        naive_seconds=args.naive_seconds,
+        seed=args.seed,
+    )
+    screen = _Screen(args)
+    with _Status() as status:
+
+        def show(results: list[benchmark.Result]) -> None:
+            status.clear()
+            _show_layer(screen, results)
+
+        report = benchmark.run(plan, show, status)
+    _show_ending(screen, report)
+    if args.plot is not None:
+        _write(args.plot, _draw_speedups(report, args.plot))
+    basics = {key: report.environment[key] for key in ("compiled", "isa")}
+    _write_json(args, {**basics, "threads": plan.threads, **report.asdict()})
+    ours = [r for r in report.results if not r.peer]
+    wrong = sum(r.wrong for r in ours)
+    if wrong:
+        raise _DisagreementError(f"{wrong} of {len(ours)} results disagree with naive")
+
+
+def _show_layer(screen: _Screen, results: Sequence[Any]) -> None:
+    first = results[0]
+    header = ("method", "threads", "time", "spread", "speedup", "max error")
+    rows, styles, notes = [], [], []
+    best = min((r.seconds for r in results if r.seconds), default=None)
+    for r in results:
+        if r.note:
+            notes.append(f"  {r.method}: {r.note}")
+        if r.max_error is None:
+            continue
+        marks = " *" * r.chosen + " ~" * (r.note != "" and r.seconds is not None)
+        rows.append(
+            (
+                r.method + marks,
+                str(r.threads),
+                "-" if r.seconds is None else _time(r.seconds),
+                "-" if r.spread is None or r.samples < 2 else f"{100 * r.spread:.0f}%",
+                "-" if r.speedup is None else _times(r.speedup),
+                _error(r.max_error) + " !" * r.wrong,
+            )
+        )
+        styles.append("bold red" if r.wrong else "green" if r.seconds == best else "")
+    screen.table(f"{first.case}, {first.phase}, {first.dtype}", header, rows, styles)
+    for note in dict.fromkeys(notes):
+        screen.line(note, "dim")
+    if notes:
+        screen.line()
+
+
+def _show_ending(screen: _Screen, report: Any) -> None:
+    from cnnfast.benchmark import geometric_mean
+
+    for peer in report.plan.peers:
+        pairs = report.against(peer)
+        if pairs:
+            ratios = {theirs.seconds / ours.seconds: ours for ours, theirs in pairs}
+            worst = min(ratios)
+            layer = f"{ratios[worst].case}, {ratios[worst].phase}, {ratios[worst].dtype}"
+            screen.line(
+                f"against {peer}: {geometric_mean(ratios):.2f}x as fast in the geometric mean of "
+                f"{len(pairs)}, worst {worst:.2f}x"
+            )
+            screen.line(f"  ({layer})", "dim")
+    facts = report.environment
+    versions = ", ".join(f"{name} {number}" for name, number in facts["peers"].items())
+    screen.line(f"{facts['processor']}, {facts['processors']} processors, {facts['platform']}")
+    screen.line(
+        f"cnnfast {__version__}, Python {facts['python']}, NumPy {facts['numpy']}"
+        + (f", {versions}" if versions else "")
+    )
+    screen.line(
+        "* is what auto chooses; ~ see the note; ! disagrees with naive. Times are medians;"
+    )
+    screen.line("spread is half the distance of the quartiles; errors are over the largest output.")
+
+
+def _draw_speedups(report: Any, name: str) -> bytes:
+    facts = report.environment
+    versions = [f"cnnfast {__version__}", f"NumPy {facts['numpy']}"]
+    versions += [f"{peer} {number}" for peer, number in facts["peers"].items()]
+    threads = "" if len(report.plan.threads) > 1 else f", {report.plan.threads[0]} thread"
+    threads += "s" if threads and report.plan.threads[0] > 1 else ""
+    return plots.speedups(
+        report.results,
+        f"How many times faster than Python loops (suite {report.plan.suite}{threads})",
+        f"{facts['processor']}; {', '.join(versions)}; medians, {facts['date'][:10]}",
+        Path(name).suffix.lower().lstrip("."),
+    )
+
+
+# explain
+
+_ARRAYS = {
+    *("x", "w", "b", "dy", "y", "cols", "indices", "mask", "running_mean", "running_var"),
+    *("weight", "bias", "mean", "rstd", "scores", "labels", "pred", "target"),
+}
+
+
+def _add_explain(commands: Any) -> None:
+    from cnnfast import dispatch, functional
+
+    parser = commands.add_parser(
+        "explain",
+        help="which method would run for a call, and why not the others",
+        description="Which method would run for a call, and why not the others.",
+    )
+    operations = parser.add_subparsers(dest="op", metavar="OPERATION", required=True)
+    for op in dispatch.TABLE:
+        operation = operations.add_parser(op, description=f"What would run for {op}.")
+        _add_json(operation)
+        operation.add_argument("--dtype", default="float32", choices=("float32", "float64"))
+        parameters = inspect.signature(getattr(functional, op)).parameters
+        for name, parameter in parameters.items():
+            if name == "rng":
+                continue
+            array = name in _ARRAYS
+            operation.add_argument(
+                *dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}")),
+                dest=f"call_{name}",
+                type=_shape if array else str if name == "method" else _value,
+                metavar="SHAPE" if array else "VALUE",
+                required=parameter.default is parameter.empty,
+                default=argparse.SUPPRESS,
+                help="1,3,32,32" if array else None,
+            )
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"\d+(,\d+)*,?", text):
+        raise argparse.ArgumentTypeError(f"must be a shape such as 1,3,32,32, not {text!r}")
+    return tuple(int(number) for number in text.rstrip(",").split(","))
+
+
+def _value(text: str) -> Any:
+    """An argument as Python spells it; a word such as same is a string."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _explain(args: argparse.Namespace) -> None:
+    import numpy as np
+
+    import cnnfast
+
+    words = {
+        name.removeprefix("call_"): value
+        for name, value in vars(args).items()
+        if name.startswith("call_")
+    }
+    if args.op == "dropout":
+        words["rng"] = np.random.default_rng()
+    try:
+        explanation = cnnfast.explain(args.op, dtype=args.dtype, **words)
+    except TypeError as mistake:
+        raise _MistakeError(str(mistake)) from None
+    _Screen(args).line(str(explanation))
+    _write_json(args, explanation.asdict())
+
+
+# verify
+
+
+def _add_verify(commands: Any) -> None:
+    parser = _command(commands, "verify", "compare every method with the loops on random calls")
+    parser.add_argument(
+        "--cases", type=_positive, default=20, metavar="N", help="calls per operation (default: 20)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="default: 0")
+    parser.add_argument("--ops", type=_names, metavar="OP,...", help="only these operations")
+    parser.add_argument("--methods", type=_names, metavar="M,...", help="only these methods")
+    parser.add_argument(
+        "--peers", type=_names, default=(), metavar="P,...", help="compare torch as well"
+    )
+
+
+_SHOWN_FAILURES = 10
+
+
+def _verify(args: argparse.Namespace) -> None:
+    from cnnfast.verify import verify
+
+    if args.seed < 0:
+        raise _MistakeError(f"--seed must be at least 0, not {args.seed}")
+    screen = _Screen(args)
+    with _Status() as status:
+        rows = verify(
+            args.cases,
+            args.seed,
+            ops=args.ops,
+            methods=args.methods,
+            peers=args.peers,
+            progress=status,
+        )
+    pairs: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in rows:
+        pairs.setdefault((row.op, row.method), {})[row.dtype] = row
+    lines, styles, last = [], [], ""
+    for (op, method), by_dtype in pairs.items():
+        cells = [
+            _error(row.max_error if row.cases else None)
+            for row in (by_dtype["float32"], by_dtype["float64"])
+        ]
+        failed = sum(row.failed for row in by_dtype.values())
+        skipped = max(row.skipped for row in by_dtype.values())
+        cases = max(row.cases for row in by_dtype.values())
+        lines.append(
+            ("" if op == last else op, method, str(cases), str(skipped), *cells, str(failed))
+        )
+        styles.append("bold red" if failed else "")
+        last = op
+    header = ("operation", "method", "calls", "refused", "float32", "float64", "failed")
+    screen.table("Largest errors against naive in float64", header, lines, styles, left=2)
+    failed, compared = sum(row.failed for row in rows), sum(row.cases for row in rows)
+    failures = [row.failures[0] for row in rows if row.failures]
+    for failure in failures[:_SHOWN_FAILURES]:
+        screen.line(failure)
+    if len(failures) > _SHOWN_FAILURES:
+        screen.line(f"... and {len(failures) - _SHOWN_FAILURES} more kinds (see --json)")
+    if not failed:
+        screen.line(f"{compared} comparisons, all within their bounds (seed {args.seed}).")
+    results = [vars(row) for row in rows]
+    _write_json(args, {**_basics(), "seed": args.seed, "failed": failed, "results": results})
+    if failed:
+        raise _DisagreementError(f"{failed} of {compared} comparisons disagree with naive")
+
+
+# train
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """How a data set is trained on where the user does not say otherwise."""
+
+    epochs: int
+    batch_size: int
+    lr: float
+    width: int
+    flip: float
+    shift: int
+
+
+_RECIPES = {
+    "digits": _Recipe(epochs=30, batch_size=50, lr=1e-2, width=32, flip=0.0, shift=1),
+    "mnist": _Recipe(epochs=5, batch_size=100, lr=1e-2, width=8, flip=0.0, shift=2),
+    "cifar10": _Recipe(epochs=10, batch_size=100, lr=1e-2, width=16, flip=0.5, shift=4),
+}
+_TRAINING_IMAGES_TO_CHECK = 5000  # at the end, which should not take as long as an epoch
+_MODELS = ("small", "three-layer", "deep")
+
+
+def _add_train(commands: Any) -> None:
+    parser = _command(commands, "train", "train a small network on real images")
+    parser.add_argument("--data", required=True, choices=list(_RECIPES))
+    parser.add_argument("--data-dir", metavar="DIR", help="where the files of mnist, cifar10 are")
+    parser.add_argument("--model", default="small", choices=_MODELS, help="default: small")
+    parser.add_argument("--epochs", type=_positive, metavar="N")
+    parser.add_argument("--time-limit", type=_positive_float, metavar="S", help="in seconds")
+    parser.add_argument("--batch-size", type=_positive, metavar="N")
+    parser.add_argument("--lr", type=_positive_float, help="the highest learning rate, of Adam")
+    parser.add_argument("--checkpoint", metavar="DIR", help="keep the state of the run there")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="default: 0")
+    parser.add_argument("--threads", type=_positive, metavar="N", help="default: all processors")
+    _add_plot(parser, "the curves and the first filters")
+
+
+def _train(args: argparse.Namespace) -> None:
+    import numpy as np
+
+    import cnnfast
+    from cnnfast.data import Augment
+    from cnnfast.training import Solver
+
+    if args.resume and args.checkpoint is None:
+        raise _MistakeError("--resume needs --checkpoint DIR")
+    if args.seed < 0:
+        raise _MistakeError(f"--seed must be at least 0, not {args.seed}")
+    screen = _Screen(args)
+    if args.threads is not None:
+        cnnfast.set_num_threads(args.threads)
+        _limit_blas(args.threads, screen)
+    recipe = _RECIPES[args.data]
+    rng = np.random.default_rng(args.seed)
+    data = _load(args)
+    model = _build(args.model, data.input_shape, data.num_classes, recipe.width, rng)
+    size = sum(p.size for p in model.params.values())
+    sizes = (len(data.y_train), len(data.y_val), len(data.y_test))
+    screen.line(
+        f"{args.data}: {'x'.join(map(str, data.input_shape))} images, {sizes[0]:,} to train"
+    )
+    screen.line(f"on, {sizes[1]:,} to choose by, {sizes[2]:,} to test on.")
+    screen.line(f"Model {args.model}: {size:,} parameters.")
+    progress = importlib.util.find_spec("tqdm") is not None
+    if not progress:
+        screen.line("There is no progress bar without tqdm (pip install 'cnnfast[cli]').")
+    solver = Solver(
+        model,
+        data,
+        update_rule="adamw",
+        optim_config={"lr": args.lr or recipe.lr, "weight_decay": 0.05},
+        num_epochs=args.epochs or recipe.epochs,
+        batch_size=args.batch_size or recipe.batch_size,
+        schedule="one_cycle",
+        augment=Augment(recipe.flip, recipe.shift),
+        rng=rng,
+        progress=progress,
+        checkpoint=args.checkpoint,
+        resume=args.resume,
+    )
+    if solver.resumed_from:
+        screen.line(f"Going on from step {solver.resumed_from:,}.")
+    start = time.perf_counter()
+    solver.train(time_limit=args.time_limit)
+    seconds = time.perf_counter() - start
+    check = solver.check_accuracy
+    accuracies = {
+        "train_accuracy": check(data.X_train, data.y_train, _TRAINING_IMAGES_TO_CHECK),
+        "val_accuracy": check(data.X_val, data.y_val),
+        "test_accuracy": check(data.X_test, data.y_test),
+    }
+    spoken = (f"{name.partition('_')[0]} {value:.2%}" for name, value in accuracies.items())
+    screen.line(f"accuracy: {', '.join(spoken)}", "bold")
+    rate = (solver.steps - solver.resumed_from) / seconds
+    screen.line(
+        f"{solver.steps:,} steps, {solver.steps / solver.steps_per_epoch:.3g} epochs, "
+        f"{seconds:.1f} s ({rate:,.0f} steps a second)"
+    )
+    if args.plot is not None:
+        title = f"{args.data}, {args.model} model: test accuracy {accuracies['test_accuracy']:.2%}"
+        _write(args.plot, _draw_training(solver, model, title, args.plot))
+        screen.line(f"picture: {args.plot}")
+    _write_json(
+        args,
+        {
+            **_basics(),
+            "data": args.data,
+            "model": args.model,
+            "parameters": size,
+            "seed": args.seed,
+            **accuracies,
+            "seconds": seconds,
+            "epochs": solver.epoch,
+            "steps": solver.steps,
+            "resumed_from": solver.resumed_from,
+            "loss_history": solver.loss_history,
+            "train_acc_history": solver.train_acc_history,
+            "val_acc_history": solver.val_acc_history,
+        },
+    )
+
+
+def _limit_blas(threads: int, screen: _Screen) -> None:
+    """NumPy's matrix products have threads of their own."""
+    if importlib.util.find_spec("threadpoolctl") is None:
+        screen.line("NumPy's BLAS keeps its own number of threads: threadpoolctl is not installed.")
+        return
+    importlib.import_module("threadpoolctl").threadpool_limits(threads)
+
+
+def _load(args: argparse.Namespace) -> Any:
+    from cnnfast import data
+
+    # Shifted images get zeros at their edges: black is 0 in the pictures of digits as they are, and
+    # in photographs 0 should be the mean colour.
+    if args.data == "digits":
+        return data.load_digits()
+    if args.data_dir is None:
+        raise _MistakeError(f"--data {args.data} needs --data-dir DIR")
+    if args.data == "mnist":
+        return data.load_mnist(args.data_dir)
+    return data.load_cifar10(args.data_dir).standardized()
+
+
+def _build(name: str, shape: tuple[int, ...], classes: int, width: int, rng: Any) -> Any:
+    from cnnfast import models
+
+    if name == "small":
+        return models.small_cnn(shape, classes, width=width, rng=rng)
+    if name == "three-layer":
+        return models.ThreeLayerConvNet(
+            shape, filter_size=5, num_classes=classes, weight_scale="kaiming", rng=rng
+        )
+    # As many poolings as halve the image to no less than 2 pixels.
+    filters = (16, 32, 32, 64, 64)
+    pools = range(min(len(filters), min(shape[1:]).bit_length() - 2))
+    return models.DeepConvNet(
+        shape, filters, pools, batchnorm=True, num_classes=classes, weight_scale="kaiming", rng=rng
+    )
+
+
+def _draw_training(solver: Any, model: Any, title: str, name: str) -> bytes:
+    # After the first step, after each epoch, and where a time limit ended the last one.
+    epochs = [float(epoch) for epoch in range(len(solver.val_acc_history))]
+    epochs[0] = 1 / solver.steps_per_epoch
+    epochs[-1] = solver.steps / solver.steps_per_epoch
+    filters = next((p for p in model.params.values() if p.ndim == 4), None)
+    return plots.training(
+        solver.loss_history,
+        epochs,
+        {"training": solver.train_acc_history, "validation": solver.val_acc_history},
+        filters,
+        title,
+        Path(name).suffix.lower().lstrip("."),
+    )
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "info": _info,
+    "bench": _bench,
+    "explain": _explain,
+    "verify": _verify,
+    "train": _train,
+}

@@ -1,0 +1,243 @@
+"""The pictures of the command line, drawn with matplotlib.
+
+matplotlib is imported when a picture is drawn, not before. Nothing here opens a window or touches
+pyplot's state: each function returns the bytes of an image file.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnfast.benchmark import Result
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["FORMATS", "missing", "speedups", "training"]
+
+FORMATS = ("png", "svg", "pdf")
+
+# The palette of Okabe and Ito, which readers of every colour vision can tell apart.
+_COLOURS: dict[str, str] = {
+    "im2col": "#0072B2",
+    "cython": "#D55E00",
+    "engine": "#000000",
+    "portable": "#56B4E9",
+    "toeplitz": "#009E73",
+    "torch": "#E69F00",
+    "onnxruntime": "#CC79A7",
+    "scipy": "#999999",
+}
+_INK, _GRID = "#333333", "#DDDDDD"
+
+
+def missing() -> str | None:
+    """None where pictures can be drawn, else one sentence that says what is lacking."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return "matplotlib is not installed (pip install 'cnnfast[cli]')"
+    return None
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Figure, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, dpi=150, facecolor="white")
+    return buffer.getvalue()
+
+
+def _tidy(axes: Axes) -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(colors=_INK, labelsize=8)
+
+
+def speedups(results: Sequence[Result], title: str, footnote: str = "", kind: str = "png") -> bytes:
+    """Bars of how many times faster than the loops each method is, on a logarithmic axis.
+
+    One panel for each dtype, one group of bars for each layer; hatched bars had more than one
+    thread.
+
+    Parameters
+    ----------
+    results : sequence of Result
+        What ``benchmark.run`` gave.
+    title, footnote : str
+        Words above and below.
+    kind : str
+        One of `FORMATS`.
+    """
+    timed = [r for r in results if r.speedup and r.method != "naive"]
+    dtypes = list(dict.fromkeys(r.dtype for r in timed)) or ["float32"]
+    layers = list(dict.fromkeys((r.case, r.phase) for r in timed))
+    contestants = list(dict.fromkeys((r.method, r.threads) for r in timed))
+    contestants.sort(key=lambda c: ([*_COLOURS, c[0]].index(c[0]), c[1]))
+    bars = [[c for c in contestants if any(_is(r, layer, c) for r in timed)] for layer in layers]
+    rows = sum(len(group) for group in bars) + len(layers)
+    figure = _figure(4.2 + 3.0 * len(dtypes), 1.5 + 0.165 * max(rows, 4))
+    panels = figure.subplots(1, len(dtypes), sharex=True, sharey=True, squeeze=False)[0]
+    most = max((r.speedup or 1.0 for r in timed), default=10.0)
+    least = min((r.speedup or 1.0 for r in timed), default=1.0)
+    named: dict[str, Any] = {}
+    for axes, dtype in zip(panels, dtypes, strict=True):
+        _tidy(axes)
+        place, middles = 0.0, []
+        for layer, group in zip(layers, bars, strict=True):
+            middles.append(place + (len(group) - 1) / 2)
+            for contestant in group:
+                found = [r for r in timed if r.dtype == dtype and _is(r, layer, contestant)]
+                if found:
+                    label = contestant[0] + _threads(contestant[1], contestants)
+                    bar = _bar(axes, place, found[0], contestant[1] > 1, min(1.0, least) / 2)
+                    named.setdefault(label, bar)
+                place += 1
+            place += 1
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.6g}x")
+        axes.set_xlim(min(1.0, least) / 2, most * 6)
+        axes.set_ylim(place - 0.8, -0.8)
+        axes.set_yticks(middles, [f"{case}\n{phase}" for case, phase in layers])
+        axes.tick_params(axis="y", length=0)
+        axes.axvline(1, color=_INK, linewidth=1)
+        axes.grid(axis="x", color=_GRID, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.set_title(dtype, fontsize=9, color=_INK, loc="left")
+        axes.set_xlabel("times faster than the Python loops", fontsize=8, color=_INK)
+    # The title is the legend's own: constrained layout would lay one over the other.
+    figure.legend(
+        list(named.values()),
+        list(named),
+        title=title,
+        title_fontproperties={"size": 11, "weight": "bold"},
+        loc="outside upper left",
+        alignment="left",
+        ncols=max(1, min(len(named), 3 if len(dtypes) == 1 else 6)),
+        fontsize=8,
+        frameon=False,
+    )
+    if footnote:
+        figure.supxlabel(footnote, fontsize=7, color="#666666", x=0.01, ha="left")
+    return _save(figure, kind)
+
+
+def _is(r: Result, layer: tuple[str, str], contestant: tuple[str, int]) -> bool:
+    return (r.case, r.phase) == layer and (r.method, r.threads) == contestant
+
+
+def _threads(threads: int, contestants: Sequence[tuple[str, int]]) -> str:
+    if len({n for _, n in contestants}) == 1:
+        return ""
+    return f", {threads} thread{'s' if threads > 1 else ''}"
+
+
+def _bar(axes: Axes, place: float, r: Result, hatched: bool, left: float) -> Any:
+    speedup = r.speedup or 1.0
+    (bar,) = axes.barh(
+        place,
+        speedup - left,
+        left=left,
+        height=0.86,
+        color=_COLOURS.get(r.method, "#777777"),
+        hatch="////" if hatched else None,
+        edgecolor="white",
+        linewidth=0,
+    )
+    text = f"{speedup:,.0f}" if speedup >= 10 else f"{speedup:.2g}"
+    axes.text(speedup * 1.12, place, text, va="center", fontsize=6.5, color=_INK)
+    return bar
+
+
+def training(
+    losses: Sequence[float],
+    epochs: Sequence[float],
+    accuracies: Mapping[str, Sequence[float]],
+    filters: NDArray[Any] | None,
+    title: str,
+    kind: str = "png",
+) -> bytes:
+    """Loss and accuracy curves, and the filters of the first layer.
+
+    Parameters
+    ----------
+    losses : sequence of float
+        The loss of every step.
+    epochs : sequence of float
+        When the accuracies were taken.
+    accuracies : mapping of str to sequence of float
+        For each set of images, its accuracies.
+    filters : array (F, C, KH, KW), optional
+        Drawn in colour where C is 3, else the mean over C in grey.
+    title : str
+        Words above.
+    kind : str
+        One of `FORMATS`.
+    """
+    rows = 0 if filters is None else -(-len(filters[: _COLUMNS * _ROWS]) // _COLUMNS)
+    figure = _figure(9.0, 3.2 if filters is None else 3.5 + 0.55 * rows)
+    upper, lower = (figure, None)
+    if filters is not None:
+        upper, lower = figure.subfigures(2, 1, height_ratios=(3.0, 0.3 + 0.5 * rows))
+    left, right = upper.subplots(1, 2)
+    _tidy(left)
+    steps = np.arange(1, len(losses) + 1)
+    left.plot(steps, losses, color="#56B4E9", linewidth=0.8, alpha=0.6, label="each step")
+    width = max(1, len(losses) // 50)
+    if width > 1:
+        smooth = np.convolve(losses, np.full(width, 1 / width), mode="valid")
+        left.plot(
+            steps[width - 1 :], smooth, color="#0072B2", linewidth=1.6, label=f"mean of {width}"
+        )
+    left.set_yscale("log")
+    _label(left, "step", "training loss", "upper right")
+    _tidy(right)
+    for (name, values), colour, marker in zip(
+        accuracies.items(), ("#0072B2", "#D55E00", "#009E73"), "os^", strict=False
+    ):
+        percent = 100 * np.asarray(values, float)
+        right.plot(epochs, percent, color=colour, marker=marker, markersize=3, label=name)
+    right.set_ylim(top=100.5)
+    _label(right, "epoch", "accuracy, %", "lower right")
+    if lower is not None and filters is not None:
+        _draw_filters(lower, np.asarray(filters, np.float64))
+    figure.suptitle(title, fontsize=11, color=_INK)
+    return _save(figure, kind)
+
+
+def _label(axes: Axes, x: str, y: str, place: str) -> None:
+    axes.set_xlabel(x, fontsize=9, color=_INK)
+    axes.set_ylabel(y, fontsize=9, color=_INK)
+    axes.grid(color=_GRID, linewidth=0.6)
+    axes.legend(fontsize=8, frameon=False, loc=place)
+
+
+_COLUMNS, _ROWS = 16, 4
+
+
+def _draw_filters(figure: Any, filters: NDArray[Any]) -> None:
+    shown = filters[: _COLUMNS * _ROWS]
+    columns = min(_COLUMNS, len(shown))
+    rows = -(-len(shown) // columns)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    more = "" if len(shown) == len(filters) else f" (the first {len(shown)} of {len(filters)})"
+    figure.suptitle(f"Filters of the first layer{more}", fontsize=9, color=_INK)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, image in zip(grid.flat, shown, strict=False):
+        if image.shape[0] == 3:
+            low, high = image.min(), image.max()
+            axes.imshow((image.transpose(1, 2, 0) - low) / (high - low or 1.0))
+        else:
+            grey = image.mean(axis=0)
+            reach = np.abs(grey).max() or 1.0
+            axes.imshow(grey, cmap="gray", vmin=-reach, vmax=reach)
