@@ -56,7 +56,7 @@ AARCH64_LEVELS: dict[str, tuple[list[str], int]] = {"aarch64": ([], 16)}
 GENERIC_LEVEL: dict[str, tuple[list[str], int]] = {"generic": ([], 0)}
 
 ENGINE_SOURCES = ["cnnfast/csrc/engine_f32.c", "cnnfast/csrc/engine_f64.c"]
-HEADERS = sorted(str(p) for p in Path("cnnfast/csrc").glob("*.[hi]*"))
+INCLUDED = sorted(str(p) for p in Path("cnnfast/csrc").iterdir() if p.suffix in (".h", ".inc"))
 
 
 def target_machine() -> str:
@@ -88,8 +88,8 @@ def kernel(name: str, *sources: str) -> Extension:
         [f"cnnfast/{name}.pyx", *sources],
         include_dirs=["cnnfast/csrc"],
         define_macros=ABI3_MACROS,
-        extra_compile_args=MSVC_FLAGS if os.name == "nt" else KERNEL_FLAGS,
-        depends=["setup.py", "cnnfast/_span.pxd", *HEADERS],
+        extra_compile_args=KERNEL_FLAGS,
+        depends=["setup.py", "cnnfast/_span.pxd", *INCLUDED],
         py_limited_api=ABI3,
         optional=not REQUIRED,
     )
@@ -105,8 +105,8 @@ def engine(level: str, flags: list[str], vector_bytes: int) -> Extension:
             ("CNNFAST_LEVEL", level),
             ("CNNFAST_VECTOR_BYTES", str(vector_bytes)),
         ],
-        extra_compile_args=MSVC_FLAGS if os.name == "nt" else [*ENGINE_FLAGS, *flags],
-        depends=["setup.py", *HEADERS],
+        extra_compile_args=[*ENGINE_FLAGS, *flags],
+        depends=["setup.py", *INCLUDED],
         py_limited_api=ABI3,
         optional=not REQUIRED,
     )
@@ -119,7 +119,7 @@ class BuildExt(build_ext):
         super().finalize_options()
         if self.parallel is None:
             self.parallel = True
-        self.failed: dict[str, str] = {}
+        self.failed: set[str] = set()
 
     def run(self) -> None:
         self.translate()
@@ -147,14 +147,16 @@ class BuildExt(build_ext):
             ext.sources = [c_files.get(source, source) for source in ext.sources]
 
     def build_extension(self, ext: Extension) -> None:
-        # Objects are named after their sources, which the levels of the engine have in common. A
-        # copy of the command, because extensions are built in parallel.
+        if self.compiler.compiler_type == "msvc":
+            ext.extra_compile_args = MSVC_FLAGS
+        # Objects are named after their sources, which the levels of the engine have in common, so
+        # each extension has its folder; a copy of the command, as several are built at once.
         worker = copy.copy(self)
         worker.build_temp = str(Path(self.build_temp) / ext.name)
         try:
             super(BuildExt, worker).build_extension(ext)
-        except Exception as error:
-            self.failed[ext.name] = str(error)
+        except Exception:
+            self.failed.add(ext.name)
             raise
 
     def drop_failed(self) -> None:
@@ -167,8 +169,7 @@ class BuildExt(build_ext):
         left = [ext for ext in self.extensions if ext.name not in self.failed]
         self.extensions[:] = left
         self.distribution.ext_modules = left
-        for name, error in sorted(self.failed.items()):
-            self.warn(f"{name} was not built: {error}")
+        self.warn(f"not built, for the errors above: {', '.join(sorted(self.failed))}")
         if not left:
             self.warn("no extension could be built: cnnfast will work, slowly, as pure Python")
 

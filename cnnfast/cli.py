@@ -17,6 +17,7 @@ import os
 import re
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = words[0] if words and words[0] in _COMMANDS else ""
     name = f"cnnfast {command}".strip()
     try:
-        args = _parser().parse_args(words)
+        args = _parser(words).parse_args(words)
         _check_files(args)
         _COMMANDS[args.command](args)
         sys.stdout.flush()
@@ -94,7 +95,7 @@ def _complain(name: str, what: object, status: int) -> int:
 # Words.
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="cnnfast",
         description="Convolutional-network layers for NumPy: compare, check, explain, train.",
@@ -103,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_info(commands)
     _add_bench(commands)
-    _add_explain(commands)
+    _add_explain(commands, words)
     _add_verify(commands)
     _add_train(commands)
     return parser
@@ -255,6 +256,11 @@ class _Screen:
         else:
             self._console.print(text, style=style or None)
 
+    def paragraph(self, text: str, style: str = "") -> None:
+        """Words in lines of 80 columns."""
+        for line in textwrap.wrap(text, 80):
+            self.line(line, style)
+
     def table(
         self,
         title: str,
@@ -273,7 +279,10 @@ class _Screen:
         from rich import box
         from rich.table import Table
 
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+        table = Table(
+            box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0),
+            header_style="bold",
+        )  # fmt: skip
         for index, name in enumerate(header):
             table.add_column(name, justify="left" if index < left else "right", no_wrap=True)
         for index, row in enumerate(rows):
@@ -452,7 +461,7 @@ def _show_layer(screen: _Screen, results: Sequence[Any]) -> None:
     best = min((r.seconds for r in results if r.seconds), default=None)
     for r in results:
         if r.note:
-            notes.append(f"  {r.method}: {r.note}")
+            notes.append(f"{r.method}: {r.note}")
         if r.max_error is None:
             continue
         marks = " *" * r.chosen + " ~" * (r.note != "" and r.seconds is not None)
@@ -469,7 +478,7 @@ def _show_layer(screen: _Screen, results: Sequence[Any]) -> None:
         styles.append("bold red" if r.wrong else "green" if r.seconds == best else "")
     screen.table(f"{first.case}, {first.phase}, {first.dtype}", header, rows, styles)
     for note in dict.fromkeys(notes):
-        screen.line(note, "dim")
+        screen.paragraph(note, "dim")
     if notes:
         screen.line()
 
@@ -483,22 +492,19 @@ def _show_ending(screen: _Screen, report: Any) -> None:
             ratios = {theirs.seconds / ours.seconds: ours for ours, theirs in pairs}
             worst = min(ratios)
             layer = f"{ratios[worst].case}, {ratios[worst].phase}, {ratios[worst].dtype}"
-            screen.line(
+            screen.paragraph(
                 f"against {peer}: {geometric_mean(ratios):.2f}x as fast in the geometric mean of "
-                f"{len(pairs)}, worst {worst:.2f}x"
+                f"{len(pairs)}, worst {worst:.2f}x ({layer})"
             )
-            screen.line(f"  ({layer})", "dim")
     facts = report.environment
-    versions = ", ".join(f"{name} {number}" for name, number in facts["peers"].items())
-    screen.line(f"{facts['processor']}, {facts['processors']} processors, {facts['platform']}")
-    screen.line(
-        f"cnnfast {__version__}, Python {facts['python']}, NumPy {facts['numpy']}"
-        + (f", {versions}" if versions else "")
+    versions = {"cnnfast": __version__, "Python": facts["python"], "NumPy": facts["numpy"]}
+    spoken = ", ".join(f"{name} {number}" for name, number in (versions | facts["peers"]).items())
+    screen.paragraph(f"{facts['processor']}, {facts['processors']} processors, {facts['platform']}")
+    screen.paragraph(spoken)
+    screen.paragraph(
+        "* is what auto chooses; ~ see the note; ! disagrees with naive. Times are medians, spread "
+        "is half the distance of the quartiles, errors are relative to the largest output."
     )
-    screen.line(
-        "* is what auto chooses; ~ see the note; ! disagrees with naive. Times are medians;"
-    )
-    screen.line("spread is half the distance of the quartiles; errors are over the largest output.")
 
 
 def _draw_speedups(report: Any, name: str) -> bytes:
@@ -523,7 +529,7 @@ _ARRAYS = {
 }
 
 
-def _add_explain(commands: Any) -> None:
+def _add_explain(commands: Any, words: Sequence[str]) -> None:
     from cnnfast import dispatch, functional
 
     parser = commands.add_parser(
@@ -534,6 +540,8 @@ def _add_explain(commands: Any) -> None:
     operations = parser.add_subparsers(dest="op", metavar="OPERATION", required=True)
     for op in dispatch.TABLE:
         operation = operations.add_parser(op, description=f"What would run for {op}.")
+        if op not in words:
+            continue  # nobody will ask it for its arguments, which are many
         _add_json(operation)
         operation.add_argument("--dtype", default="float32", choices=("float32", "float64"))
         parameters = inspect.signature(getattr(functional, op)).parameters
@@ -716,11 +724,11 @@ def _train(args: argparse.Namespace) -> None:
     model = _build(args.model, data.input_shape, data.num_classes, recipe.width, rng)
     size = sum(p.size for p in model.params.values())
     sizes = (len(data.y_train), len(data.y_val), len(data.y_test))
-    screen.line(
-        f"{args.data}: {'x'.join(map(str, data.input_shape))} images, {sizes[0]:,} to train"
+    screen.paragraph(
+        f"{args.data}: images of {'x'.join(map(str, data.input_shape))}, {sizes[0]:,} to train on, "
+        f"{sizes[1]:,} to choose by, {sizes[2]:,} to test on. Model {args.model}: {size:,} "
+        "parameters."
     )
-    screen.line(f"on, {sizes[1]:,} to choose by, {sizes[2]:,} to test on.")
-    screen.line(f"Model {args.model}: {size:,} parameters.")
     progress = importlib.util.find_spec("tqdm") is not None
     if not progress:
         screen.line("There is no progress bar without tqdm (pip install 'cnnfast[cli]').")

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnfast.benchmark import Result
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from cnnfast.benchmark import Result
 
 __all__ = ["FORMATS", "missing", "speedups", "training"]
 
@@ -106,7 +106,7 @@ def speedups(results: Sequence[Result], title: str, footnote: str = "", kind: st
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.6g}x")
         axes.set_xlim(min(1.0, least) / 2, most * 6)
-        axes.set_ylim(place - 0.8, -0.8)
+        axes.set_ylim(max(place, 1) - 0.8, -0.8)
         axes.set_yticks(middles, [f"{case}\n{phase}" for case, phase in layers])
         axes.tick_params(axis="y", length=0)
         axes.axvline(1, color=_INK, linewidth=1)

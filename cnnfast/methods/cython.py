@@ -100,8 +100,9 @@ class Cython(Method):
         x = contiguous(x)
         N, C, P = x.shape
         if training:
-            mean, var = np.empty(C), np.empty(C)
-            kernels.moments(x, mean, var)
+            mean, var = np.zeros(C), np.zeros(C)
+            if N:  # of nothing the kernel would give NaN
+                kernels.moments(x, mean, var)
         else:
             mean, var = (np.asarray(r, np.float64) for r in (running_mean, running_var))
         rstd = 1 / np.sqrt(var + eps)

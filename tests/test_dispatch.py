@@ -1,0 +1,471 @@
+"""Which method runs, who decides it, and what `explain` says before it does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import json
+import threading
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import checks
+import numpy as np
+import pytest
+from cases import CASES, Case
+
+import cnnfast
+from cnnfast import compiled, dispatch
+
+X, W = np.ones((1, 2, 5, 6)), np.ones((3, 2, 2, 3))
+
+needs_cython = pytest.mark.skipif(
+    compiled.cython_missing() is not None, reason=str(compiled.cython_missing())
+)
+
+
+def ran_by(call: Callable[[], Any]) -> str:
+    """The method that computed the one operation of a call."""
+    with cnnfast.trace() as ran:
+        call()
+    (one,) = ran
+    return one.method
+
+
+def conv(**options: Any) -> Any:
+    return cnnfast.conv2d(X, W, **options)
+
+
+# The table
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_methods(op: str) -> None:
+    names = cnnfast.methods(op)
+    assert isinstance(names, tuple) and len(set(names)) == len(names) >= 2
+    assert names[-1] == "naive"
+    assert "portable" in names
+
+
+def test_methods_by_name() -> None:
+    """There may be more, but these stand in this order."""
+    orders = {
+        ("im2col", "portable", "toeplitz", "naive"): ("conv1d", "conv2d_backward"),
+        ("im2col", "portable", "naive"): ("conv_transpose2d", "conv_transpose1d_backward"),
+        ("cython", "portable", "naive"): ("max_pool2d", "avg_pool1d_backward", "col2im"),
+        ("engine", "portable", "naive"): ("relu", "relu_backward"),
+        ("portable", "naive"): ("linear", "cross_entropy", "sigmoid_backward"),
+    }
+    for order, ops in orders.items():
+        for op in ops:
+            assert tuple(m for m in cnnfast.methods(op) if m in order) == order
+
+
+@pytest.mark.parametrize("op", ["conv3d", "", "methods", "conv2D", None, 3, ["conv2d"]])
+def test_methods_of_no_operation(op: Any) -> None:
+    with pytest.raises(ValueError, match=r"there is no operation .*; there are conv1d, "):
+        cnnfast.methods(op)
+
+
+# Precedence: the call, then `use`, then the environment, then auto
+
+
+@needs_cython
+def test_auto_takes_the_first() -> None:
+    assert ran_by(conv) == "im2col"
+    assert ran_by(lambda: conv(method="auto")) == "im2col"
+    assert ran_by(lambda: cnnfast.max_pool2d(X, 2)) == "cython"
+    assert ran_by(lambda: cnnfast.sigmoid(X)) == "portable"
+
+
+def test_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CNNFAST_METHOD", "naive")
+    assert ran_by(conv) == "naive"
+    with cnnfast.use("toeplitz"):
+        assert ran_by(conv) == "toeplitz"
+        assert ran_by(lambda: conv(method="portable")) == "portable"
+        assert ran_by(lambda: conv(method="auto")) == "toeplitz"
+    assert ran_by(lambda: conv(method="portable")) == "portable"
+    assert ran_by(conv) == "naive"
+    monkeypatch.delenv("CNNFAST_METHOD")
+    assert ran_by(conv) == cnnfast.explain("conv2d", X, W).method
+
+
+@needs_cython
+def test_environment_may_be_empty_or_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("", "auto"):
+        monkeypatch.setenv("CNNFAST_METHOD", value)
+        assert ran_by(conv) == "im2col"
+
+
+def test_use_auto_gives_way_to_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CNNFAST_METHOD", "naive")
+    with cnnfast.use("toeplitz"), cnnfast.use("auto"):
+        assert ran_by(conv) == "naive"
+
+
+def test_use_nests() -> None:
+    with cnnfast.use("naive"):
+        with cnnfast.use("portable"):
+            with cnnfast.use("toeplitz"):
+                assert ran_by(conv) == "toeplitz"
+            assert ran_by(conv) == "portable"
+        assert ran_by(conv) == "naive"
+
+
+@needs_cython
+def test_use_ends_with_an_error() -> None:
+    with pytest.raises(KeyError), cnnfast.use("naive"):
+        raise KeyError
+    assert ran_by(conv) == "im2col"
+
+
+@needs_cython
+def test_use_leaves_alone_what_has_no_such_method() -> None:
+    with cnnfast.use("toeplitz"):
+        assert ran_by(lambda: cnnfast.max_pool2d(X, 2)) == "cython"
+    with cnnfast.use("cython"):
+        assert ran_by(conv) == "im2col"
+
+
+@needs_cython
+def test_use_concerns_its_own_thread() -> None:
+    entered, asked, answers = threading.Event(), threading.Event(), {}
+
+    def other() -> None:
+        with cnnfast.use("naive"):
+            entered.set()
+            asked.wait(10)
+            answers["other"] = ran_by(conv)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert entered.wait(10)
+    answers["this"] = ran_by(conv)
+    asked.set()
+    thread.join(10)
+    assert answers == {"this": "im2col", "other": "naive"}
+
+
+@needs_cython
+def test_use_and_trace_are_not_seen_by_a_new_thread() -> None:
+    answers = []
+    with cnnfast.use("naive"), cnnfast.trace() as ran:
+        thread = threading.Thread(target=lambda: answers.append(cnnfast.explain("conv2d", X, W)))
+        # With an empty context, as all threads begin in Python up to 3.13.
+        thread = threading.Thread(target=contextvars.Context().run, args=(thread.run,))
+        thread.start()
+        thread.join(10)
+    assert answers[0].method == "im2col"
+    assert ran == []
+
+
+@needs_cython
+def test_use_concerns_its_own_task() -> None:
+    async def task(name: str, seen: dict[str, str]) -> None:
+        with cnnfast.use(name):
+            await asyncio.sleep(0)
+            seen[name] = ran_by(conv)
+            await asyncio.sleep(0)
+
+    async def main() -> dict[str, str]:
+        seen: dict[str, str] = {}
+        await asyncio.gather(*(task(name, seen) for name in ("naive", "toeplitz", "portable")))
+        return seen
+
+    assert asyncio.run(main()) == {name: name for name in ("naive", "toeplitz", "portable")}
+
+
+def test_trace_records_in_order_and_nests() -> None:
+    with cnnfast.trace() as outer:
+        cnnfast.relu(X, method="portable")
+        with cnnfast.trace() as inner:
+            cnnfast.tanh(X, method="naive")
+        cnnfast.conv1d(X[:, :, 0], W[:, :, 0], method="toeplitz")
+    assert inner == [dispatch.Ran("tanh", "naive")]
+    assert outer == [dispatch.Ran("relu", "portable"), dispatch.Ran("conv1d", "toeplitz")]
+
+
+def test_trace_records_nothing_that_failed() -> None:
+    with cnnfast.trace() as ran:
+        with pytest.raises(ValueError, match="conv2d"):
+            cnnfast.conv2d(X, W[:, :1])
+        cnnfast.explain("conv2d", X, W)
+    assert ran == []
+
+
+# Refusals
+
+
+def test_unknown_method_in_a_call() -> None:
+    with pytest.raises(ValueError, match="conv2d: there is no method 'fast'; there are auto, im2c"):
+        conv(method="fast")
+
+
+def test_method_of_another_operation() -> None:
+    with pytest.raises(
+        ValueError, match="conv2d: has no method 'cython'; it has im2col, portable, toeplitz, naive"
+    ):
+        conv(method="cython")
+
+
+@pytest.mark.parametrize("method", [None, 3, ("naive",), ["naive"], "NAIVE", ""])
+def test_method_that_is_no_name(method: Any) -> None:
+    with pytest.raises((ValueError, TypeError), match=r"conv2d: .*method"):
+        conv(method=method)
+
+
+def test_unknown_method_in_use() -> None:
+    sentence = "use: there is no method 'fast'; there are auto, im2col"
+    with pytest.raises(ValueError, match=sentence), cnnfast.use("fast"):
+        pass
+
+
+def test_unknown_method_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CNNFAST_METHOD", "fast")
+    with pytest.raises(ValueError, match="CNNFAST_METHOD: there is no method 'fast'; there are"):
+        conv()
+    # Who says more than the environment is not disturbed by it.
+    assert ran_by(lambda: conv(method="naive")) == "naive"
+    with cnnfast.use("naive"):
+        assert ran_by(conv) == "naive"
+
+
+def test_method_error_is_a_value_error_with_the_reason() -> None:
+    assert issubclass(cnnfast.MethodError, ValueError)
+    large = (1, 64, 224, 224), (64, 64, 3, 3)
+    entries = 64 * 222 * 222 * 64 * 9
+    sentence = (
+        rf"conv2d: method 'toeplitz' \(from method='toeplitz'\) cannot serve: its matrix would "
+        rf"have {entries} entries, more than \d+"
+    )
+    with pytest.raises(cnnfast.MethodError, match=sentence):
+        cnnfast.explain("conv2d", *large, method="toeplitz")
+    sentence = r"'toeplitz' \(from cnnfast.use\) cannot serve"
+    with pytest.raises(cnnfast.MethodError, match=sentence), cnnfast.use("toeplitz"):
+        cnnfast.explain("conv2d", *large)
+
+
+def test_method_error_names_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CNNFAST_METHOD", "toeplitz")
+    with pytest.raises(cnnfast.MethodError, match=r"'toeplitz' \(from CNNFAST_METHOD\) cannot"):
+        cnnfast.explain("conv2d", (1, 64, 224, 224), (64, 64, 3, 3))
+
+
+# Without compiled code
+
+
+@pytest.fixture
+def nothing_compiled(monkeypatch: pytest.MonkeyPatch) -> str:
+    reason = "the kernels are not installed"
+
+    def kernels(name: str) -> Any:
+        raise ImportError(reason)
+
+    monkeypatch.setattr(compiled, "cython_missing", lambda: reason)
+    monkeypatch.setattr(compiled, "engine_missing", lambda: reason)
+    monkeypatch.setattr(compiled, "kernels", kernels)
+    monkeypatch.setattr(compiled, "engine", lambda: kernels("_engine"))
+    return reason
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_portable_serves_everything_without_compiled_code(op: str, nothing_compiled: str) -> None:
+    case = CASES[op][0]
+    assert ran_by(lambda: getattr(cnnfast, op)(**case.arguments())) == "portable"
+    explanation = cnnfast.explain(op, **case.arguments())
+    assert explanation.method == "portable"
+    for name in {"im2col", "cython", "engine"} & set(cnnfast.methods(op)):
+        assert explanation.rejected[name] == nothing_compiled
+        with pytest.raises(cnnfast.MethodError, match=f"{op}: .*{nothing_compiled}"):
+            getattr(cnnfast, op)(**case.arguments(), method=name)
+
+
+# Explain
+
+
+def test_explain_convolution_by_hand() -> None:
+    """2 x (100 x 25 x 16 x 16 outputs) x (3 x 3 x 3 taps); x, w and y once, of four bytes."""
+    e = cnnfast.explain("conv2d", (100, 3, 31, 31), (25, 3, 3, 3), stride=2, padding=1)
+    assert (e.op, e.dtype, e.device) == ("conv2d", "float32", "cpu")
+    assert e.flops == 2 * 640_000 * 27 == 34_560_000
+    assert e.bytes == 4 * (288_300 + 675 + 640_000)
+    double = cnnfast.explain(
+        "conv2d", (100, 3, 31, 31), (25, 3, 3, 3), stride=2, padding=1, dtype=np.float64
+    )
+    assert double.flops == e.flops and double.bytes == 2 * e.bytes and double.dtype == "float64"
+
+
+def test_explain_gradients_by_hand() -> None:
+    """Each of the two gradients that are products costs as much as the forward pass."""
+    shapes = (2, 3, 4, 5), (2, 4, 5, 6), (3, 4, 2, 2)
+    forward = 2 * (2 * 3 * 4 * 5) * (4 * 2 * 2)
+    for needs, products in {"xwb": 2, "xw": 2, "x": 1, "wb": 1, "b": 0}.items():
+        e = cnnfast.explain("conv2d_backward", *shapes, needs=needs)
+        assert e.flops == products * forward, needs
+
+
+def test_explain_gradient_by_bias_alone() -> None:
+    """It takes no product, but dy must be read and db written."""
+    e = cnnfast.explain("conv2d_backward", (2, 3, 4, 5), (2, 4, 5, 6), (3, 4, 2, 2), needs="b")
+    assert e.bytes >= 4 * (2 * 3 * 4 * 5 + 3)
+
+
+def test_explain_groups_and_transposed_by_hand() -> None:
+    """Each filter sees two of the four channels; a transposed convolution counts by its input."""
+    e = cnnfast.explain("conv1d", (1, 4, 6), (6, 2, 3), groups=2)
+    assert e.flops == 2 * (6 * 4) * (2 * 3)
+    assert e.bytes == 4 * (24 + 36 + 24)
+    e = cnnfast.explain("conv_transpose2d", (1, 2, 3, 4), (2, 5, 2, 2), stride=2)
+    assert e.flops == 2 * (2 * 3 * 4) * (5 * 2 * 2)
+    assert e.bytes == 4 * (24 + 40 + 5 * 6 * 8)
+
+
+def test_explain_other_operations_by_hand() -> None:
+    pool = cnnfast.explain("max_pool2d", (2, 3, 8, 8), 2)
+    assert (pool.flops, pool.bytes) == (2 * 3 * 16 * 4, 4 * (384 + 96))
+    product = cnnfast.explain("linear", (10, 7), (5, 7))
+    assert (product.flops, product.bytes) == (2 * 10 * 7 * 5, 4 * (70 + 35 + 50))
+    elements = cnnfast.explain("relu", (3, 4))
+    assert (elements.flops, elements.bytes) == (12, 4 * 24)
+
+
+def test_explain_counts_large_calls_exactly() -> None:
+    """Shapes stand for arrays that no machine here could hold; nothing is computed."""
+    shapes = (4096, 512, 224, 224), (512, 512, 3, 3)
+    e = cnnfast.explain("conv2d", *shapes, padding=1)
+    assert e.flops == 2 * 4096 * 512 * 224 * 224 * 512 * 9
+    assert e.bytes == 4 * (2 * 4096 * 512 * 224 * 224 + 512 * 512 * 9)
+
+
+@needs_cython
+def test_explain_says_why() -> None:
+    e = cnnfast.explain("conv2d", X, W)
+    assert e.method == "im2col"
+    assert "first in order of preference" in e.reason
+    assert set(e.rejected) == set(cnnfast.methods("conv2d")) - {"im2col"}
+    for sentence in e.rejected.values():
+        assert "could serve" in sentence and "im2col" in sentence
+    forced = cnnfast.explain("conv2d", X, W, method="naive")
+    assert forced.method == "naive" and "forced by method='naive'" in forced.reason
+    with cnnfast.use("portable"):
+        assert "forced by cnnfast.use" in cnnfast.explain("conv2d", X, W).reason
+
+
+def test_explain_prints() -> None:
+    e = cnnfast.explain("conv2d", (100, 3, 31, 31), (25, 3, 3, 3), stride=2, padding=1)
+    text = str(e)
+    for part in ("conv2d (float32, cpu): ", "34.56 MFLOP", "3.544 MiB at least", "not naive: "):
+        assert part in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_explain_agrees_with_what_runs(op: str) -> None:
+    for case in CASES[op][:2]:
+        for method in (*cnnfast.methods(op), "auto"):
+            if checks.unavailable(method):
+                continue
+            arguments = case.arguments()
+            before = {k: v.copy() for k, v in arguments.items() if isinstance(v, np.ndarray)}
+            with cnnfast.trace() as ran:
+                e = cnnfast.explain(op, **arguments, method=method)
+            assert ran == []
+            for name, value in before.items():
+                checks.assert_same(arguments[name], value, f"{case}: {name} was changed")
+            with cnnfast.trace() as ran, np.errstate(all="ignore"):
+                getattr(cnnfast, op)(**case.arguments(), method=method)
+            assert ran == [dispatch.Ran(op, e.method)]
+            assert set(e.rejected) == set(cnnfast.methods(op)) - {e.method}
+            assert e.dtype == "float64" and e.workspace >= 0
+            plain = e.asdict()
+            assert json.loads(json.dumps(plain)) == plain
+            assert plain["op"] == op and plain["method"] == e.method
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_explain_takes_shapes_for_arrays(op: str) -> None:
+    case = CASES[op][0]
+    shapes = {
+        name: value.shape if isinstance(value, np.ndarray) and name != "input_shape" else value
+        for name, value in case.arguments().items()
+    }
+    with_shapes = cnnfast.explain(op, **shapes, dtype=np.float64)
+    assert with_shapes == cnnfast.explain(op, **case.arguments())
+    assert cnnfast.explain(op, **shapes).dtype == "float32"
+
+
+def test_explain_refuses_as_the_call_does() -> None:
+    with pytest.raises(ValueError, match="conv2d: w has 2 input channels, x has 3"):
+        cnnfast.explain("conv2d", (1, 3, 5, 5), (4, 2, 3, 3))
+    with pytest.raises(ValueError, match="there is no operation 'conv3d'"):
+        cnnfast.explain("conv3d", (1, 3, 5, 5), (4, 2, 3, 3))
+    with pytest.raises(TypeError, match="argument"):
+        cnnfast.explain("conv2d", (1, 3, 5, 5))
+    with pytest.raises(TypeError, match="argument"):
+        cnnfast.explain("conv2d", (1, 3, 5, 5), (4, 3, 3, 3), strides=2)
+
+
+def test_call_after_a_question_computes() -> None:
+    with pytest.raises(ValueError, match="conv2d"):
+        cnnfast.explain("conv2d", X, W[:, :1])
+    cnnfast.explain("conv2d", X, W)
+    assert isinstance(conv(), np.ndarray)
+
+
+# Workspace
+
+
+def _peak(case: Case, method: str, arguments: dict[str, Any]) -> int:
+    """Bytes that a call had allocated at most, beside its results."""
+    call = getattr(cnnfast, case.op)
+    result = checks.as_tuple(call(**arguments, method=method))  # what is made once is made
+    gc.collect()
+    tracemalloc.start()
+    try:
+        call(**arguments, method=method)
+        return tracemalloc.get_traced_memory()[1] - sum(y.nbytes for y in result if y is not None)
+    finally:
+        tracemalloc.stop()
+
+
+_LARGE = [
+    Case("conv2d", "large", {"x": (2, 16, 64, 64), "w": (8, 16, 5, 5)}, {"padding": 2}),
+    Case("conv2d", "many images", {"x": (32, 4, 32, 32), "w": (8, 4, 3, 3)}, {"padding": 1}),
+    Case("max_pool2d", "large", {"x": (2, 16, 96, 96)}, {"kernel_size": 5, "stride": 1}),
+    Case("avg_pool2d", "large", {"x": (2, 16, 96, 96)}, {"kernel_size": 5, "stride": 1}),
+    Case("subsample2d", "large", {"x": (2, 16, 96, 96)}, {"factor": 2}),
+    Case(
+        "batch_norm",
+        "large",
+        {"x": (2, 16, 96, 96)},
+        {"running_mean": None, "running_var": None, "training": True},
+    ),
+]
+
+
+@pytest.mark.parametrize("case", _LARGE, ids=str)
+def test_workspace_is_what_explain_says(case: Case) -> None:
+    arguments = case.arguments(np.float32)
+    for method in cnnfast.methods(case.op):
+        if method in ("naive", "toeplitz") or checks.unavailable(method):
+            continue
+        said = cnnfast.explain(case.op, **arguments, method=method).workspace
+        peak = _peak(case, method, arguments)
+        assert peak <= said + 100_000, f"{method}: {peak} bytes, explain says {said}"
+
+
+@pytest.mark.parametrize("op", ["conv2d", "conv2d_backward", "conv_transpose2d"])
+def test_portable_workspace_does_not_grow_with_the_kernel(op: str) -> None:
+    """No more than the padded image and a few images of the output, however many the taps."""
+    for K in (3, 7, 13):
+        shapes = {"x": (2, 8, 40, 40), "w": (8, 8, K, K)}
+        forward = Case(op.removesuffix("_backward"), f"kernel {K}", shapes, {"padding": K // 2})
+        arguments = forward.arguments(np.float32)
+        if op != forward.op:
+            arguments["dy"] = np.ones((2, 8, 40, 40), np.float32)
+        case = Case(op, f"kernel {K}", shapes)
+        padded = 2 * 8 * (40 + K) ** 2 * 4
+        assert _peak(case, "portable", arguments) <= 6 * padded
