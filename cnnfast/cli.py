@@ -749,7 +749,9 @@ def _train(args: argparse.Namespace) -> None:
     if solver.resumed_from:
         screen.line(f"Going on from step {solver.resumed_from:,}.")
     start = time.perf_counter()
-    solver.train(time_limit=args.time_limit)
+    # A loss that is not finite is the Solver's to report, once.
+    with np.errstate(over="ignore", invalid="ignore"):
+        solver.train(time_limit=args.time_limit)
     seconds = time.perf_counter() - start
     check = solver.check_accuracy
     accuracies = {
