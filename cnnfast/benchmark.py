@@ -595,7 +595,8 @@ class _Server:
                 work = self.peer.prepare(case.op, everything)
                 got = self.peer.arrays(work())
         except (dispatch.MethodError, peers.Unsupported) as refusal:
-            return {"refused": str(refusal)}
+            words = str(refusal)
+            return {"refused": words.partition("cannot serve: ")[2] or words}
         check = _agreement(case, everything, got, want, dtype)
         del got
         self.works[name] = work
@@ -682,7 +683,9 @@ def _y_shape(case: Case, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ..
     """The shape of the forward pass's output, from a pass over one image."""
     forward = getattr(functional, case.op.removesuffix("_backward"))
     one = {**shapes, "x": (1, *shapes["x"][1:])}
-    y = forward(**{name: np.zeros(shape, np.float32) for name, shape in one.items()}, **case.options)
+    y = forward(
+        **{name: np.zeros(shape, np.float32) for name, shape in one.items()}, **case.options
+    )
     return (shapes["x"][0], *verify.outputs(y)[0].shape[1:])
 
 

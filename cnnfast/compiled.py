@@ -41,6 +41,15 @@ def _folder(level: str) -> str:
     return f"cnnfast._isa.{level.replace('-', '_')}"
 
 
+def _unbuilt() -> str:
+    from pathlib import Path  # slow to import, and needed only here
+
+    folder = Path(__file__).parent
+    if (folder / "_im2col.pyx").exists():  # which no wheel holds
+        return f"{folder} is a source folder in which nothing has been built (pip install -e .)"
+    return "cnnfast was built without a working C compiler"
+
+
 def _exists(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
@@ -56,7 +65,7 @@ def _load(module: str) -> ModuleType | str:
     except ImportError as error:
         if _exists(module):
             return f"{module} is installed but cannot be loaded: {error}"
-        return f"{module} is not installed: cnnfast was built without a working C compiler"
+        return f"{module} is not there: {_unbuilt()}"
 
 
 def _require(module: str) -> ModuleType:
@@ -224,7 +233,7 @@ def engine_missing() -> str | None:
     """
     level = isa()
     if level is None:
-        return "the engine is not installed: cnnfast was built without a working C compiler"
+        return f"the engine is not there: {_unbuilt()}"
     found = _load(f"{_folder(level)}._engine")
     return found if isinstance(found, str) else None
 

@@ -272,7 +272,9 @@ def _select(call: Call, method: str) -> tuple[Method, str]:
     raise MethodError(f"{call.op}: no method serves arrays on {call.device}")
 
 
-def _explain(call: Call, chosen: Method, reason: str, passes: int) -> Explanation:
+def _explain(
+    call: Call, chosen: Method, reason: str, products: int, elements: int | None
+) -> Explanation:
     rejected = {
         name: METHODS[name].supports(call) or f"could serve; {chosen.name} is {reason}"
         for name in TABLE[call.op]
@@ -286,9 +288,9 @@ def _explain(call: Call, chosen: Method, reason: str, passes: int) -> Explanatio
         rejected=rejected,
         dtype=call.dtype,
         device=call.device,
-        flops=call.geometry.flops * passes,
-        bytes=call.geometry.elements * width * passes,
-        workspace=chosen.workspace(call),
+        flops=call.geometry.flops * products,
+        bytes=(call.geometry.elements if elements is None else elements) * width,
+        workspace=chosen.workspace(call) if products else 0,
     )
 
 
@@ -298,19 +300,21 @@ def run(
     library: Library,
     method: str,
     *arguments: Any,
-    passes: int = 1,
+    products: int = 1,
+    elements: int | None = None,
     **options: Any,
 ) -> Any:
     """Compute `op` by the method that is chosen or forced.
 
-    `arguments` and `options` go to the method behind the geometry; `passes` is how many products
-    or sweeps of the geometry the call asks for.
+    `arguments` and `options` go to the method behind the geometry. What an explanation says of
+    the call's cost is the geometry's, but for a call that takes another number of `products`, and
+    reads and writes another number of `elements`.
     """
     call = Call(op, geometry, library.compute, library.device)
     chosen, reason = _select(call, method)
     state = _STATE.get()
     if state.asking:
-        raise Asked(_explain(call, chosen, reason, passes))
+        raise Asked(_explain(call, chosen, reason, products, elements))
     # A one-dimensional operation is the two-dimensional one on images of height 1.
     result = getattr(chosen, op.replace("1d", "2d"))(geometry, *arguments, **options)
     if state.log is not None:

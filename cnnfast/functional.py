@@ -120,6 +120,8 @@ def _number(op: str, name: str, value: Any) -> float:
         return float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{op}: {name} must be a number, not {value!r}") from None
+    except OverflowError:
+        raise ValueError(f"{op}: {name} is larger than a float can be") from None
 
 
 def _within(op: str, name: str, value: Any, low: float, high: float) -> float:
@@ -127,6 +129,14 @@ def _within(op: str, name: str, value: Any, low: float, high: float) -> float:
     if not low <= number <= high:
         raise ValueError(f"{op}: {name} must be between {low} and {high}, not {value!r}")
     return number
+
+
+def _gradient_cost(dy: Array, x: Array, w: Array, needs: str) -> dict[str, int]:
+    """What the gradients take: a product each for dx and dw; both read one of x and w."""
+    products = len(set(needs) & set("xw"))
+    channels = dy.shape[1] if dy.ndim > 2 else dy.shape[-1]
+    elements = products * (prod(x.shape) + prod(w.shape)) + channels * ("b" in needs)
+    return {"products": products, "elements": elements + prod(dy.shape) * bool(needs)}
 
 
 def _conv(op: str, ndim: int, x: Array, w: Array, b: Array, method: str, *sliding: Any) -> Array:
@@ -157,8 +167,8 @@ def _gradients(
 ) -> tuple[Array, Array, Array]:
     needs = _wanted(op, needs)
     lifted = (_lift(ndim, a) for a in operands)
-    passes = len(set(needs) & set("xw"))
-    dx, dw, db = dispatch.run(op, g, library, method, *lifted, needs=needs, passes=passes)
+    cost = _gradient_cost(*operands, needs)
+    dx, dw, db = dispatch.run(op, g, library, method, *lifted, needs=needs, **cost)
     return _lower(ndim, library, dx), _lower(ndim, library, dw), library.finish(db)
 
 
@@ -724,7 +734,7 @@ def max_pool1d(
     kernel_size, stride, dilation : int
         Size of the windows, elements between them (by default their size), and between their taps.
     padding : int or ((left, right),)
-        Elements that never win; an int is at most half a window.
+        Elements that never win; an int is at most half of kernel_size.
     ceil_mode : bool
         Keep a last window that hangs over the end.
     return_indices : bool
@@ -773,8 +783,8 @@ def max_pool2d(
     kernel_size, stride, dilation : int or (rows, columns)
         Size of the windows, pixels between them (by default their size), and between their taps.
     padding : int, (rows, columns) or ((top, bottom), (left, right))
-        Pixels that never win. Numbers are at most half a window, as in PyTorch; pairs, which
-        PyTorch does not have, at most a window less one.
+        Pixels that never win. Numbers are at most half of kernel_size, as in PyTorch; pairs,
+        which PyTorch does not have, less than a window covers.
     ceil_mode : bool
         Keep a last window that hangs over the far edge, if it starts inside it.
     return_indices : bool
@@ -942,7 +952,7 @@ def avg_pool1d(
     kernel_size, stride : int
         Size of the windows, and elements between them (by default their size).
     padding : int or ((left, right),)
-        Zeros on both sides; an int is at most half a window.
+        Zeros on both sides; an int is at most half of kernel_size.
     ceil_mode : bool
         Keep a last window that hangs over the end.
     count_include_pad : bool
@@ -988,8 +998,8 @@ def avg_pool2d(
     kernel_size, stride : int or (rows, columns)
         Size of the windows, and pixels between them (by default their size).
     padding : int, (rows, columns) or ((top, bottom), (left, right))
-        Zeros around the images. Numbers are at most half a window, as in PyTorch; pairs, which
-        PyTorch does not have, at most a window less one.
+        Zeros around the images. Numbers are at most half of kernel_size, as in PyTorch; pairs,
+        which PyTorch does not have, less than a window covers.
     ceil_mode : bool
         Keep a last window that hangs over the far edge, if it starts inside it.
     count_include_pad : bool
@@ -1889,8 +1899,8 @@ def linear_backward(
     g, shape = _product(op, x, w)
     _fits(op, "dy", dy, shape)
     needs = _wanted(op, needs)
-    passes = len(set(needs) & set("xw"))
-    grads = dispatch.run(op, g, library, method, dy, x, w, needs=needs, passes=passes)
+    cost = _gradient_cost(dy, x, w, needs)
+    grads = dispatch.run(op, g, library, method, dy, x, w, needs=needs, **cost)
     dx, dw, db = (library.finish(a) for a in grads)
     return dx, dw, db
 

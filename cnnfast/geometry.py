@@ -171,7 +171,9 @@ def per_axis(op: str, name: str, value: Any, ndim: int, least: int) -> Pair:
     """
     if type(value) is int and least <= value <= _LARGEST:  # nearly every call
         return least if ndim == 1 else value, value
-    if isinstance(value, Sequence) and not isinstance(value, str):
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         if len(value) not in (1, ndim):
             raise ValueError(
                 f"{op}: {name} must be an integer or {ndim} of them, not {tuple(value)!r}"
@@ -188,6 +190,8 @@ def pads(op: str, value: Any, ndim: int) -> Pads:
     """Padding as ((top, bottom), (left, right)) from a number, one per axis, or pairs."""
     if type(value) is int and 0 <= value <= _LARGEST:
         return ((0, 0) if ndim == 1 else (value, value)), (value, value)
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
     if isinstance(value, str):
         raise ValueError(f"{op}: padding must be numbers here, not {value!r}")
     if isinstance(value, Sequence) and any(isinstance(v, Sequence) for v in value):
@@ -381,8 +385,8 @@ def pooling(
 ) -> Pooling:
     """The geometry of pooling; with `ceil_mode` the last window may hang over the far edge.
 
-    Padding given as one number per axis is at most half the window, which is PyTorch's rule.
-    Padding given in pairs, which PyTorch does not have, is at most one less than the window.
+    Padding given as one number per axis is at most half of kernel_size, which is PyTorch's rule.
+    Padding given in pairs, which PyTorch does not have, is less than what the window covers.
     """
     ceil = flag(op, "ceil_mode", ceil_mode)
     include = flag(op, "count_include_pad", count_include_pad)
@@ -394,11 +398,12 @@ def pooling(
     pairs = isinstance(padding, Sequence) and any(isinstance(p, Sequence) for p in padding)
     padding = pads(op, padding, ndim)
     reach = _reach(kernel, dilations)
-    for r, p in zip(reach, padding, strict=True):
-        if max(p) > (r - 1 if pairs else r // 2):
+    for r, k, p in zip(reach, kernel, padding, strict=True):
+        if max(p) > (r - 1 if pairs else k // 2):
+            limit = "less than a window covers" if pairs else "at most half of kernel_size"
             raise ValueError(
-                f"{op}: padding {padding[2 - ndim :]} is more than "
-                f"{'a window less one' if pairs else 'half'} of a window of {reach[2 - ndim :]}"
+                f"{op}: padding must be {limit}, not {padding[2 - ndim :]} with kernel_size "
+                f"{kernel[2 - ndim :]}"
             )
     OH, OW = (
         _pool_count(n, p, r, s, ceil)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,7 @@ _COLOURS: dict[str, str] = {
     "onnxruntime": "#CC79A7",
     "scipy": "#999999",
 }
+_Corner = Literal["upper right", "lower right"]
 _INK, _GRID = "#333333", "#DDDDDD"
 
 
@@ -85,7 +86,7 @@ def speedups(results: Sequence[Result], title: str, footnote: str = "", kind: st
     contestants.sort(key=lambda c: ([*_COLOURS, c[0]].index(c[0]), c[1]))
     bars = [[c for c in contestants if any(_is(r, layer, c) for r in timed)] for layer in layers]
     rows = sum(len(group) for group in bars) + len(layers)
-    figure = _figure(4.2 + 3.0 * len(dtypes), 1.5 + 0.165 * max(rows, 4))
+    figure = _figure(3.6 + 3.6 * len(dtypes), 1.5 + 0.165 * max(rows, 4))
     panels = figure.subplots(1, len(dtypes), sharex=True, sharey=True, squeeze=False)[0]
     most = max((r.speedup or 1.0 for r in timed), default=10.0)
     least = min((r.speedup or 1.0 for r in timed), default=1.0)
@@ -99,16 +100,18 @@ def speedups(results: Sequence[Result], title: str, footnote: str = "", kind: st
                 found = [r for r in timed if r.dtype == dtype and _is(r, layer, contestant)]
                 if found:
                     label = contestant[0] + _threads(contestant[1], contestants)
-                    bar = _bar(axes, place, found[0], contestant[1] > 1, min(1.0, least) / 2)
+                    bar = _bar(axes, place, found[0], contestant[1] > 1)
                     named.setdefault(label, bar)
                 place += 1
             place += 1
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.6g}x")
-        axes.set_xlim(min(1.0, least) / 2, most * 6)
+        axes.set_xlim(1.0 if least >= 1 else least / 2, max(most, 1.0) * 6)
         axes.set_ylim(max(place, 1) - 0.8, -0.8)
         axes.set_yticks(middles, [f"{case}\n{phase}" for case, phase in layers])
+        axes.spines["left"].set_visible(False)  # the line at 1 is the axis
         axes.tick_params(axis="y", length=0)
+        axes.tick_params(axis="x", labelsize=7)
         axes.axvline(1, color=_INK, linewidth=1)
         axes.grid(axis="x", color=_GRID, linewidth=0.6)
         axes.set_axisbelow(True)
@@ -141,12 +144,13 @@ def _threads(threads: int, contestants: Sequence[tuple[str, int]]) -> str:
     return f", {threads} thread{'s' if threads > 1 else ''}"
 
 
-def _bar(axes: Axes, place: float, r: Result, hatched: bool, left: float) -> Any:
+def _bar(axes: Axes, place: float, r: Result, hatched: bool) -> Any:
+    """A bar that starts at 1: to the right what is faster than the loops, to the left a loss."""
     speedup = r.speedup or 1.0
     (bar,) = axes.barh(
         place,
-        speedup - left,
-        left=left,
+        speedup - 1,
+        left=1,
         height=0.86,
         color=_COLOURS.get(r.method, "#777777"),
         hatch="////" if hatched else None,
@@ -154,7 +158,7 @@ def _bar(axes: Axes, place: float, r: Result, hatched: bool, left: float) -> Any
         linewidth=0,
     )
     text = f"{speedup:,.0f}" if speedup >= 10 else f"{speedup:.2g}"
-    axes.text(speedup * 1.12, place, text, va="center", fontsize=6.5, color=_INK)
+    axes.text(max(speedup, 1.0) * 1.12, place, text, va="center", fontsize=6.5, color=_INK)
     return bar
 
 
@@ -184,8 +188,9 @@ def training(
         One of `FORMATS`.
     """
     rows = 0 if filters is None else -(-len(filters[: _COLUMNS * _ROWS]) // _COLUMNS)
-    figure = _figure(9.0, 3.2 if filters is None else 3.5 + 0.55 * rows)
-    upper, lower = (figure, None)
+    figure: Any = _figure(9.0, 3.2 if filters is None else 3.5 + 0.55 * rows)
+    upper = figure
+    lower = None
     if filters is not None:
         upper, lower = figure.subfigures(2, 1, height_ratios=(3.0, 0.3 + 0.5 * rows))
     left, right = upper.subplots(1, 2)
@@ -208,13 +213,13 @@ def training(
         right.plot(epochs, percent, color=colour, marker=marker, markersize=3, label=name)
     right.set_ylim(top=100.5)
     _label(right, "epoch", "accuracy, %", "lower right")
-    if lower is not None and filters is not None:
+    if filters is not None:
         _draw_filters(lower, np.asarray(filters, np.float64))
     figure.suptitle(title, fontsize=11, color=_INK)
     return _save(figure, kind)
 
 
-def _label(axes: Axes, x: str, y: str, place: str) -> None:
+def _label(axes: Axes, x: str, y: str, place: _Corner) -> None:
     axes.set_xlabel(x, fontsize=9, color=_INK)
     axes.set_ylabel(y, fontsize=9, color=_INK)
     axes.grid(color=_GRID, linewidth=0.6)

@@ -408,7 +408,8 @@ def _dropout_backward(d: _Draw) -> Trial:
 
 def _classes(d: _Draw) -> tuple[Array, Array]:
     scores = d.array(d.number(1, 8), d.number(2, 10), scale=2)
-    return scores, d.rng.integers(scores.shape[1], size=scores.shape[0])
+    N, C = scores.shape
+    return scores, d.rng.integers(0, C, size=(N,))
 
 
 def _cross_entropy(d: _Draw) -> Trial:

@@ -146,7 +146,8 @@ def test_the_processor_is_read_as_the_kernel_reads_it() -> None:
 class TestMissing:
     def test_a_module_that_is_not_there(self, fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(compiled, "importlib", without("cnnfast._pool"))
-        reason = "cnnfast._pool is not installed: cnnfast was built without a working C compiler"
+        monkeypatch.setattr(compiled, "__file__", "/elsewhere/compiled.py")  # no source folder
+        reason = "cnnfast._pool is not there: cnnfast was built without a working C compiler"
         assert compiled.cython_missing() == reason
         with pytest.raises(ImportError, match=reason):
             compiled.kernels("_pool")
@@ -155,6 +156,17 @@ class TestMissing:
         assert info()["reason"] == reason
         with pytest.warns(RuntimeWarning, match=f"many times slower: {reason}; to get them, "):
             compiled.warn_if_missing()
+
+    def test_a_source_folder_that_was_not_built(
+        self, fresh: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        (tmp_path / "_im2col.pyx").touch()
+        monkeypatch.setattr(compiled, "importlib", without("cnnfast._im2col"))
+        monkeypatch.setattr(compiled, "__file__", str(tmp_path / "compiled.py"))
+        assert compiled.cython_missing() == (
+            f"cnnfast._im2col is not there: {tmp_path} is a source folder in which nothing has "
+            "been built (pip install -e .)"
+        )
 
     def test_a_module_that_cannot_be_loaded(
         self, fresh: None, monkeypatch: pytest.MonkeyPatch
@@ -174,7 +186,7 @@ class TestMissing:
         assert compiled.isa_levels() == ()
         assert compiled.isa() is None
         assert compiled.engine_missing() is not None
-        with pytest.raises(ImportError, match="without a working C compiler"):
+        with pytest.raises(ImportError, match="the engine is not there: "):
             compiled.engine()
         monkeypatch.setenv("CNNFAST_ISA", "generic")
         compiled.isa.cache_clear()

@@ -7,6 +7,7 @@ can be told to go wrong. Without a fault they pass the same checks, so what is c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -149,34 +150,33 @@ def avg_pool(fault: str, x: np.ndarray, y: np.ndarray, *options: int) -> None:
     y[...] = total / count
 
 
-class Module(NamedTuple):
-    """A kernel's compiled module and Python twin."""
-
-    module: str
-    kernel: Callable[..., Any]
+def max_pool(fault: str, x: np.ndarray, y: np.ndarray, *sizes: int) -> None:
+    max_pool_indices(fault, x, y, np.empty(y.shape, np.int64), *sizes)
 
 
-KERNELS = {
-    "im2col": Module("_im2col", im2col),
-    "col2im": Module("_im2col", col2im),
-    "max_pool_indices": Module("_pool", max_pool_indices),
-    "max_pool_backward": Module("_pool", max_pool_backward),
-    "avg_pool": Module("_pool", avg_pool),
+MODULES: dict[str, dict[str, Callable[..., Any]]] = {
+    "_im2col": {"im2col": im2col, "col2im": col2im},
+    "_pool": {
+        "max_pool": max_pool,
+        "max_pool_indices": max_pool_indices,
+        "max_pool_backward": max_pool_backward,
+        "avg_pool": avg_pool,
+    },
 }
+KERNELS = [name for kernels in MODULES.values() for name in kernels]
 
 
 def install(patch: Patch, name: str, fault: str) -> None:
-    """Put a kernel in the place of the compiled one of its name."""
-    module, kernel = KERNELS[name]
-    original = compiled.kernels
+    """Put these kernels in the place of the compiled ones, the one of this name with a fault."""
 
-    def kernels(wanted: str) -> Any:
-        found = vars(original(wanted)) if compiled_is_there else {}
-        if wanted != module:
-            return SimpleNamespace(**found)
-        return SimpleNamespace(**{**found, name: lambda *a: kernel(fault, *a)})
+    def kernels(module: str) -> Any:
+        return SimpleNamespace(
+            **{
+                own: partial(kernel, fault if own == name else "")
+                for own, kernel in MODULES[module].items()
+            }
+        )
 
-    compiled_is_there = compiled.cython_missing() is None
     patch.setattr(compiled, "kernels", kernels)
     patch.setattr(compiled, "cython_missing", lambda: None)
 
@@ -280,8 +280,8 @@ class RunningVarianceBiased(_Wrong):
     def batch_norm(self, g: Any, x: Any, mean: Any, var: Any, *rest: Any) -> Any:
         result = super().batch_norm(g, x, mean, var, *rest)
         training, momentum = rest[2:4]
-        if training and var is not None:
-            count = x.shape[0] * x.shape[2]
+        count = x.shape[0] * x.shape[2]
+        if training and var is not None and count:
             var[...] -= momentum * x.var((0, 2)) / (count - 1)
         return result
 
@@ -310,6 +310,7 @@ class DivisionForgotten(_Wrong):
 
 
 def _last_block_dropped(patch: Patch) -> None:
+    install(patch, "", "")
     blocks = im2col_method._blocks
 
     def short(g: Any, dtype: Any) -> Iterator[Any]:
@@ -380,6 +381,7 @@ MUTANTS = [
         "padding is zero",
         "index of a transposed image",
     ),
+    *_kernel("max_pool", "max_pool2d", "strides swapped", "padding is zero", "NaN loses"),
     *_kernel("max_pool_indices", "max_pool1d", "ties to the last", "NaN loses"),
     *_kernel(
         "max_pool_backward",
