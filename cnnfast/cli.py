@@ -674,13 +674,14 @@ class _Recipe:
     batch_size: int
     lr: float
     width: int
-    flip: float
-    shift: int
+    flip: float = 0.0
+    shift: int = 0
+    label_smoothing: float = 0.0
 
 
 _RECIPES = {
-    "digits": _Recipe(epochs=30, batch_size=50, lr=1e-2, width=32, flip=0.0, shift=1),
-    "mnist": _Recipe(epochs=5, batch_size=100, lr=1e-2, width=8, flip=0.0, shift=2),
+    "digits": _Recipe(epochs=15, batch_size=64, lr=1e-2, width=32, label_smoothing=0.1),
+    "mnist": _Recipe(epochs=5, batch_size=100, lr=1e-2, width=8, shift=2),
     "cifar10": _Recipe(epochs=10, batch_size=100, lr=1e-2, width=16, flip=0.5, shift=4),
 }
 _TRAINING_IMAGES_TO_CHECK = 5000  # at the end, which should not take as long as an epoch
@@ -708,6 +709,7 @@ def _train(args: argparse.Namespace) -> None:
 
     import cnnfast
     from cnnfast.data import Augment
+    from cnnfast.nn import CrossEntropyLoss
     from cnnfast.training import Solver
 
     if args.resume and args.checkpoint is None:
@@ -732,9 +734,12 @@ def _train(args: argparse.Namespace) -> None:
     progress = importlib.util.find_spec("tqdm") is not None
     if not progress:
         screen.line("There is no progress bar without tqdm (pip install 'cnnfast[cli]').")
+    # The courses' models bring their own loss.
+    loss = CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     solver = Solver(
         model,
         data,
+        loss=None if hasattr(model, "loss") else loss,
         update_rule="adamw",
         optim_config={"lr": args.lr or recipe.lr, "weight_decay": 0.05},
         num_epochs=args.epochs or recipe.epochs,
