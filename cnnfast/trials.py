@@ -254,11 +254,11 @@ def _pool_args(d: _Draw, dilated: bool) -> dict[str, Any]:
         pads = d.pads(tuple(r - 1 for r in reach))
         # Equal pads may be spelt as numbers, and then PyTorch's limit holds.
         pads = tuple(
-            (a, b) if a != b else (min(a, r // 2),) * 2
-            for (a, b), r in zip(pads, reach, strict=True)
+            (a, b) if a != b else (min(a, k // 2),) * 2
+            for (a, b), k in zip(pads, kernel, strict=True)
         )
     else:
-        pads = tuple((p, p) for p in (d.number(0, r // 2) for r in reach))
+        pads = tuple((p, p) for p in (d.number(0, k // 2) for k in kernel))
     args: dict[str, Any] = {
         "x": d.array(d.batch(), d.number(1, 4), *d.sizes(reach, pads, d.choice(0, 5, 17))),
         "kernel_size": d.spell(kernel),

@@ -319,7 +319,7 @@ _MAX2D: list[tuple[str, Shape, Options]] = [
             "kernel_size": (3, 2),
             "stride": (2, 3),
             "dilation": (2, 3),
-            "padding": (2, 1),
+            "padding": ((2, 2), (1, 1)),
             "ceil_mode": True,
         },
     ),

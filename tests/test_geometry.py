@@ -280,13 +280,13 @@ def test_same_keeps_the_size(H: int, KH: int, KW: int, dilation: int, W: int) ->
 
 @st.composite
 def poolings(draw: st.DrawFn, dilated: bool) -> tuple[Sliding, dict[str, Any]]:
-    """A geometry whose padding is legal: below a window in pairs, at most half of it in numbers."""
+    """A geometry whose padding is legal: below the reach in pairs, half of kernel_size at most."""
     ndim = draw(st.sampled_from((1, 2)))
     kernel = draw(each(ndim, st.integers(1, 4)))
     dilation = draw(each(ndim, st.integers(1, 3))) if dilated else (1,) * ndim
     reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
     if draw(st.booleans()):
-        pads = tuple((p, p) for p in (draw(st.integers(0, r // 2)) for r in reach))
+        pads = tuple((p, p) for p in (draw(st.integers(0, k // 2)) for k in kernel))
         given_as: Any = tuple(before for before, _ in pads)
     else:
         pads = tuple(draw(each(2, st.integers(0, r - 1))) for r in reach)
