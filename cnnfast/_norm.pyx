@@ -111,38 +111,41 @@ def moments(const real[:, :, ::1] x, double[::1] mean, double[::1] var):
             v[c] /= count
 
 
-def scale_shift(const real[:, :, ::1] x, const real[::1] scale, const real[::1] shift,
-                real[:, :, ::1] y):
-    """Write y[n, c, p] = x[n, c, p] * scale[c] + shift[c].
+def scale_shift(const real[:, :, ::1] x, const real[::1] centre, const real[::1] scale,
+                const real[::1] shift, real[:, :, ::1] y):
+    """Write y[n, c, p] = (x[n, c, p] - centre[c]) * scale[c] + shift[c].
 
-    x, y (N, C, P); scale, shift (C,); all float32 or all float64.
+    x, y (N, C, P); centre, scale, shift (C,); all float32 or all float64.
     """
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1], P = x.shape[2]
     cdef Py_ssize_t n, c, p
     cdef const real *src
+    cdef const real *m
     cdef const real *a
     cdef const real *b
     cdef real *dst
-    cdef real ac, bc
+    cdef real mc, ac, bc
     if N == 0 or C == 0 or P == 0:
         return
     src = &x[0, 0, 0]
     dst = &y[0, 0, 0]
+    m = &centre[0]
     a = &scale[0]
     b = &shift[0]
     with nogil:
         for n in range(N):
             if P == 1:
                 for c in range(C):
-                    dst[c] = src[c] * a[c] + b[c]
+                    dst[c] = (src[c] - m[c]) * a[c] + b[c]
                 src += C
                 dst += C
                 continue
             for c in range(C):
+                mc = m[c]
                 ac = a[c]
                 bc = b[c]
                 for p in range(P):
-                    dst[p] = src[p] * ac + bc
+                    dst[p] = (src[p] - mc) * ac + bc
                 src += P
                 dst += P
 

@@ -644,7 +644,9 @@ cdef void spread_along_row(real *dx, const real *g, const Axis *cols) noexcept n
             dx[i] = g[o1] if o1 < cols.count else 0
         return
     memset(dx, 0, cols.size * sizeof(real))
-    for k in range(cols.taps):
+    # Only the taps that some window has inside the row: there may be billions of others.
+    for k in range(max(0, cols.before - (cols.count - 1) * cols.stride),
+                   min(cols.taps, cols.before + cols.size)):
         left = k - cols.before
         o0 = first_inside(left, cols.stride, cols.count)
         o1 = end_inside(left, cols.stride, cols.count, cols.size)

@@ -17,6 +17,7 @@ import numpy as np
 _FLOATS = {"float16": 0, "float32": 1, "float64": 2}
 _OPTIONAL = frozenset({"b", "bias", "weight", "running_mean", "running_var"})
 _CPU = 1  # kDLCPU, https://dmlc.github.io/dlpack
+_LARGEST_INT64 = 2**63 - 1
 _F32, _F64 = np.dtype(np.float32), np.dtype(np.float64)
 
 
@@ -42,8 +43,11 @@ class Library:
             return None
         if self.xp is np:
             y = np.asarray(y, self.result, order="C")
-        elif self.result != self.compute:
-            y = self.xp.asarray(y, dtype=getattr(self.xp, self.result))
+        else:
+            if self.result != self.compute:
+                y = self.xp.asarray(y, dtype=getattr(self.xp, self.result))
+            if hasattr(y, "contiguous"):  # PyTorch's word; the standard knows no memory layouts
+                y = y.contiguous()
         return y if self.give is None else self.give(y)
 
     def back(self, y: Any) -> Any:
@@ -88,7 +92,7 @@ def dtype_name(x: Any) -> str:
 def view(op: str, name: str, value: Any) -> Any:
     """`value` as a NumPy array, not copied if possible; as it is if it lies on another device."""
     if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{op}: {name} is a masked array; fill it first, x.filled(0)")
+        raise TypeError(f"{op}: {name} is a masked array; fill it first, {name}.filled(0)")
     if is_foreign(value):
         if getattr(value, "requires_grad", False):
             raise TypeError(
@@ -97,6 +101,9 @@ def view(op: str, name: str, value: Any) -> Any:
             )
         if not _on_cpu(value):
             return value
+        # PyTorch negates lazily, and hands the numbers out as they were before.
+        if getattr(value, "is_neg", bool)():
+            value = value.resolve_neg()
         try:
             return np.from_dlpack(value)
         except (BufferError, RuntimeError, TypeError, ValueError) as error:
@@ -159,10 +166,17 @@ def _admit(op: str, named: dict[str, Any]) -> tuple[list[Any], Library]:
     dtype = getattr(library.xp, compute)
     for name, x in arrays.items():
         if library.xp is np:
-            arrays[name] = np.asarray(x, dtype)
+            arrays[name] = _cast(x, np.dtype(dtype))
         elif x.dtype != dtype:
             arrays[name] = library.xp.asarray(x, dtype=dtype)
     return [arrays.get(name) for name in named], library
+
+
+def _cast(x: Any, dtype: np.dtype[Any]) -> Any:
+    """`x` in that dtype; one number repeated, however often, stays one number in memory."""
+    if x.dtype != dtype and x.size > 1 and not any(x.strides):
+        return np.broadcast_to(x[(0,) * x.ndim].astype(dtype), x.shape)
+    return np.asarray(x, dtype)
 
 
 def _library(
@@ -192,8 +206,10 @@ def _library(
 def integers(op: str, name: str, value: Any, library: Library) -> Any:
     """`value` as an int64 array beside the call's other arrays; floats are a TypeError."""
     x = view(op, name, value)
-    if not dtype_name(x).startswith(("int", "uint")):
+    if not dtype_name(x).startswith(("int", "uint")) and 0 not in x.shape:
         raise TypeError(f"{op}: {name} must be integers, not {dtype_name(x)}")
+    if dtype_name(x) == "uint64" and 0 not in x.shape and int(x.max()) > _LARGEST_INT64:
+        raise ValueError(f"{op}: {name} holds {int(x.max())}, more than an int64 can")
     return beside(x, library, "int64")
 
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from cnnfast.arrays import Library
@@ -133,8 +133,8 @@ class Ran:
 class _State:
     """What surrounds a call: a method in force, a log to write to, or only a question."""
 
-    method: str = "auto"
-    log: list[Ran] | None = field(default=None, compare=False)
+    method: str | None = None
+    logs: tuple[list[Ran], ...] = ()
     asking: bool = False
 
 
@@ -188,13 +188,14 @@ def use(method: str) -> Iterator[None]:
     """Force one method inside a ``with`` block, for every operation that has it.
 
     An operation whose table does not name the method is not affected; one that does, and cannot
-    serve a call by it, raises `MethodError`. An argument ``method=`` of a call goes first. The
-    block concerns the thread (or task) that entered it alone.
+    serve a call by it, raises `MethodError`. An argument ``method=`` of a call goes first, and
+    ``CNNFAST_METHOD`` last. The block concerns the thread (or task) that entered it alone, and
+    blocks are left in the reverse order of their entry.
 
     Parameters
     ----------
     method : str
-        A method's name, or ``"auto"``.
+        A method's name, or ``"auto"`` to let the dispatcher choose again.
 
     Examples
     --------
@@ -211,7 +212,7 @@ def use(method: str) -> Iterator[None]:
 
 @contextmanager
 def trace() -> Iterator[list[Ran]]:
-    """Record what really ran inside a ``with`` block, in order.
+    """Record what really ran inside a ``with`` block, in order, in inner blocks too.
 
     Examples
     --------
@@ -222,7 +223,7 @@ def trace() -> Iterator[list[Ran]]:
     [Ran(op='sigmoid', method='naive')]
     """
     log: list[Ran] = []
-    with _state(log=log):
+    with _state(logs=(*_STATE.get().logs, log)):
         yield log
 
 
@@ -252,7 +253,7 @@ def forced(op: str, method: str) -> tuple[str, str]:
             raise ValueError(f"{op}: has no method {method!r}; it has {', '.join(TABLE[op])}")
         return method, f"method={method!r}"
     name, source = _STATE.get().method, "cnnfast.use"
-    if name == "auto":
+    if name is None:
         name, source = os.environ.get("CNNFAST_METHOD") or "auto", "CNNFAST_METHOD"
         _check_name(name, source)
     return (name, source) if name in TABLE[op] else ("auto", "")
@@ -317,6 +318,6 @@ def run(
         raise Asked(_explain(call, chosen, reason, products, elements))
     # A one-dimensional operation is the two-dimensional one on images of height 1.
     result = getattr(chosen, op.replace("1d", "2d"))(geometry, *arguments, **options)
-    if state.log is not None:
-        state.log.append(Ran(op, chosen.name))
+    for log in state.logs:
+        log.append(Ran(op, chosen.name))
     return result

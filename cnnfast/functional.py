@@ -1412,11 +1412,12 @@ def batch_norm(
     if train:
         if shape[0] * shape[2] == 1:
             raise ValueError(f"{op}: training needs two values per channel, x has {tuple(x.shape)}")
-        # The values themselves, not the copies that took part in the promotion of dtypes.
-        mean, var = (
-            None if r is None else arrays.to_update(op, name, r, shape[1:2], library)
-            for name, r in given.items()
-        )
+        if not dispatch.asked():
+            # The arrays themselves, not the copies that took part in the promotion of dtypes.
+            mean, var = (
+                None if r is None else arrays.to_update(op, name, r, shape[1:2], library)
+                for name, r in given.items()
+            )
     result = dispatch.run(
         op,
         Elements(tuple(x.shape), 4),
@@ -1955,7 +1956,9 @@ def dropout(
     mask_too = geometry.flag(op, "return_mask", return_mask)
     train = geometry.flag(op, "training", training)
     dispatch.forced(op, method)  # a wrong name is refused before anything is drawn
-    if train and not dispatch.asked():
+    if dispatch.asked():
+        kept = np.broadcast_to(np.True_, shape)
+    elif train:
         kept = np.asarray(rng.random(shape) >= p)
     else:
         kept, p = np.ones(shape, bool), 0.0
@@ -2129,11 +2132,6 @@ _FLOATS = frozenset(
 )
 
 
-def _stand_in(shape: tuple[int, ...], dtype: Any) -> Array:
-    """An array of that shape, of any size, in no memory; one axis alone may be written to."""
-    return np.zeros(shape, dtype) if len(shape) == 1 else np.broadcast_to(dtype(0), shape)
-
-
 def explain(op: str, *args: Any, dtype: DTypeLike = np.float32, **kwargs: Any) -> Explanation:
     """What would run for a call, and why: the same call, stopped before the arithmetic.
 
@@ -2166,12 +2164,21 @@ def explain(op: str, *args: Any, dtype: DTypeLike = np.float32, **kwargs: Any) -
     dispatch.methods(op)
     function = globals()[op]
     # float16 is computed in float32; an explanation of it need not convert anything.
-    dtype = np.result_type(dtype, np.float32).type
-    call = inspect.signature(function).bind(*args, **kwargs)
+    try:
+        dtype = np.result_type(dtype, np.float32).type
+    except TypeError:
+        raise TypeError(f"{op}: dtype must be a dtype, not {dtype!r}") from None
+    try:
+        call = inspect.signature(function).bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"{op}: {error}") from None
     for name, value in call.arguments.items():
         kind = np.int64 if name in _INTEGERS else np.bool_ if name == "mask" else dtype
         if isinstance(value, tuple) and name in _FLOATS | _INTEGERS | {"mask"}:
-            call.arguments[name] = _stand_in(value, kind)
+            # One number, seen everywhere: an array of any size in no memory.
+            most = geometry.MOST_ELEMENTS
+            shape = [geometry.whole(op, f"a length of {name}", n, 0, most) for n in value]
+            call.arguments[name] = np.broadcast_to(kind(0), shape)
     with dispatch.asking():
         try:
             function(*call.args, **call.kwargs)

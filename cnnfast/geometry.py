@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from operator import index
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -23,7 +23,8 @@ Pair = tuple[int, int]
 Pads = tuple[Pair, Pair]
 Shape = tuple[int, ...]
 
-_LARGEST = 2**31 - 1  # of one parameter; products of a few of these still fit 64 bits
+_LARGEST = 2**31 - 1  # of one parameter
+MOST_ELEMENTS = 2**59  # of one array, whose bytes then fit 64 bits
 
 
 @dataclass(frozen=True)
@@ -139,10 +140,11 @@ class Product:
 
 
 Geometry = Windows | Elements | Product
+AnyWindows = TypeVar("AnyWindows", bound=Windows)
 
 
-def whole(op: str, name: str, value: Any, least: int) -> int:
-    """`value` as an int of at least `least`; a float, a bool or a string is a TypeError."""
+def whole(op: str, name: str, value: Any, least: int, most: int = _LARGEST) -> int:
+    """`value` as an int from `least` to `most`; a float, a bool or a string is a TypeError."""
     if isinstance(value, bool):
         raise TypeError(f"{op}: {name} must be an integer, not {value!r}")
     try:
@@ -151,8 +153,8 @@ def whole(op: str, name: str, value: Any, least: int) -> int:
         raise TypeError(f"{op}: {name} must be an integer, not {value!r}") from None
     if number < least:
         raise ValueError(f"{op}: {name} must be at least {least}, not {number}")
-    if number > _LARGEST:
-        raise ValueError(f"{op}: {name} must be at most {_LARGEST}, not {number}")
+    if number > most:
+        raise ValueError(f"{op}: {name} must be at most {most}, not {number}")
     return number
 
 
@@ -161,6 +163,17 @@ def flag(op: str, name: str, value: Any) -> bool:
     if isinstance(value, bool | int | np.bool_) and value in (0, 1):
         return bool(value)
     raise TypeError(f"{op}: {name} must be True or False, not {value!r}")
+
+
+def _of_a_size(op: str, g: AnyWindows) -> AnyWindows:
+    """Refuse what no memory holds, before its sizes overflow 64 bits anywhere."""
+    largest = max(prod(g.x_shape), prod(g.y_shape), prod(g.x_shape[:2]) * g.KH * g.KW * g.pixels)
+    if largest > MOST_ELEMENTS:
+        raise ValueError(
+            f"{op}: too large: windows of {(g.KH, g.KW)[2 - g.ndim :]} over {g.x_shape} give "
+            f"{g.y_shape}"
+        )
+    return g
 
 
 def per_axis(op: str, name: str, value: Any, ndim: int, least: int) -> Pair:
@@ -282,7 +295,8 @@ def _convolution(
             f"{op}: w covers {reach[2 - ndim :]} elements, more than the {padded[2 - ndim :]} "
             f"of x {x} with padding={padding[2 - ndim :]}: the output would be empty"
         )
-    return Convolution(ndim, N, C, H, W, *kernel, OH, OW, stride, padding, dilation, F, groups)
+    slid = (ndim, N, C, H, W, *kernel, OH, OW, stride, padding, dilation)
+    return _of_a_size(op, Convolution(*slid, F, groups))
 
 
 def convolution(
@@ -342,9 +356,8 @@ def transposed(
             f"{op}: the output would be empty: size {(H, W)[2 - ndim :]} from x {x} with "
             f"padding={padding[2 - ndim :]}"
         )
-    return Convolution(
-        ndim, N, inner * groups, H, W, *kernel, OH, OW, strides, padding, dilations, F, groups
-    )
+    slid = (ndim, N, inner * groups, H, W, *kernel, OH, OW, strides, padding, dilations)
+    return _of_a_size(op, Convolution(*slid, F, groups))
 
 
 def windows(
@@ -361,7 +374,7 @@ def windows(
     OW = _count(W, padding[1], reach[1], strides[1])
     if OH < 1 or OW < 1:
         _no_window(op, ndim, x, reach, padding)
-    return Windows(ndim, N, C, H, W, *kernel, OH, OW, strides, padding, dilations)
+    return _of_a_size(op, Windows(ndim, N, C, H, W, *kernel, OH, OW, strides, padding, dilations))
 
 
 def _no_window(op: str, ndim: int, x: Shape, reach: Pair, padding: Pads) -> None:
@@ -412,7 +425,7 @@ def pooling(
     if OH < 1 or OW < 1:
         _no_window(op, ndim, x, reach, padding)
     slid = (ndim, N, C, H, W, *kernel, OH, OW, strides, padding, dilations)
-    return Pooling(*slid, ceil, include, divisor)
+    return _of_a_size(op, Pooling(*slid, ceil, include, divisor))
 
 
 def _pool_count(size: int, pad: Pair, reach: int, stride: int, ceil_mode: bool) -> int:
@@ -430,7 +443,7 @@ def scattered(op: str, ndim: int, dy: Shape, x: Any) -> Windows:
     if x[:2] != dy[:2]:
         raise ValueError(f"{op}: dy {dy} and input_shape {x} differ in N or C")
     _, _, H, W = _lift(x, ndim)
-    return Windows(ndim, N, C, H, W, 1, 1, OH, OW, (1, 1), ((0, 0), (0, 0)), (1, 1))
+    return _of_a_size(op, Windows(ndim, N, C, H, W, 1, 1, OH, OW, (1, 1), ((0, 0), (0, 0)), (1, 1)))
 
 
 def input_shape(op: str, x: Any, ndim: int) -> Shape:
@@ -450,4 +463,6 @@ def resampled(op: str, ndim: int, x: Shape, factor: Any, enlarge: bool) -> Windo
         OH, OW = (H - 1) * factors[0] + 1, (W - 1) * factors[1] + 1
     else:
         OH, OW = (H - 1) // factors[0] + 1, (W - 1) // factors[1] + 1
-    return Windows(ndim, N, C, H, W, 1, 1, OH, OW, factors, ((0, 0), (0, 0)), (1, 1))
+    return _of_a_size(
+        op, Windows(ndim, N, C, H, W, 1, 1, OH, OW, factors, ((0, 0), (0, 0)), (1, 1))
+    )

@@ -135,6 +135,8 @@ def _window_count(
     ceil_mode: bool = False,
 ) -> int:
     """Return how many windows fit along one axis; ValueError where none does."""
+    if min(kernel, stride, dilation) < 1:
+        raise ValueError(f"kernel {kernel}, stride {stride}, dilation {dilation}: all must be > 0")
     before, after = pad
     room = size + before + after - dilation * (kernel - 1) - 1
     count = (room + (stride - 1 if ceil_mode else 0)) // stride + 1
@@ -1258,7 +1260,7 @@ def relu(x: Array) -> Array:
     array([0., 2.])
     """
     dtype, x = _floats(x)
-    return _result(np.maximum(x, 0), dtype)
+    return _result(np.where(x < 0, 0, x), dtype)  # which leaves NaN and -0.0 as they are
 
 
 def relu_backward(dy: Array, x: Array) -> Array:

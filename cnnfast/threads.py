@@ -5,7 +5,9 @@ given to ``set_num_threads``, the environment variable ``CNNFAST_NUM_THREADS``, 
 ``OMP_NUM_THREADS``, and the processors that this process may use: those of its affinity mask, but
 no more than the quota of its control groups (which is how containers limit a process).
 
-Results do not depend on it.
+Results do not depend on it. Neither the number nor that promise extends to the matrix products that
+the methods ``im2col`` and ``portable`` leave to NumPy: its BLAS has threads of its own
+(``OPENBLAS_NUM_THREADS`` for the usual one, or the package threadpoolctl).
 """
 
 from __future__ import annotations

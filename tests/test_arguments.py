@@ -552,3 +552,38 @@ def test_naive_refuses_what_it_would_broadcast() -> None:
     ):
         with pytest.raises(ValueError, match="shape"):
             call()
+
+
+def test_labels_beyond_int64_are_refused() -> None:
+    labels = np.array([2**64 - 1, 0], np.uint64)
+    with pytest.raises(ValueError, match=r"cross_entropy: labels holds 18446744073709551615"):
+        cnnfast.cross_entropy(np.ones((2, 3)), labels)
+
+
+def test_no_labels_need_no_dtype() -> None:
+    _, dscores = cnnfast.cross_entropy(np.ones((0, 3)), [])
+    assert dscores.shape == (0, 3)
+
+
+def test_windows_of_billions_of_taps_are_quick() -> None:
+    dx = cnnfast.avg_pool1d_backward(np.ones((1, 1, 3)), (1, 1, 3), 2**31 - 1, 1, 2**30 - 1)
+    assert np.allclose(dx, 3 / (2**31 - 1))
+
+
+def test_sizes_that_overflow_are_refused() -> None:
+    with pytest.raises(ValueError, match="conv2d: too large"):
+        cnnfast.conv2d(np.ones((1, 1, 1, 1)), np.ones((1, 1, 1, 1)), padding=2**31 - 1)
+
+
+def test_questions_about_any_size_cost_nothing() -> None:
+    w = np.ones((25, 3, 3, 3))  # float64, beside a shape that stands for float32
+    e = cnnfast.explain("conv2d", (10**4, 3, 10**4, 10**4), w)
+    assert e.dtype == "float64"
+    assert cnnfast.explain("relu", (10**13,)).flops == 10**13
+    assert cnnfast.explain("dropout", (10**13,), rng=np.random.default_rng(0)).flops == 10**13
+    with pytest.raises(ValueError, match="relu: a length of x must be at least 0"):
+        cnnfast.explain("relu", (-1, 2))
+    with pytest.raises(TypeError, match="conv2d: missing a required argument: 'w'"):
+        cnnfast.explain("conv2d", (1, 2, 3, 4))
+    with pytest.raises(TypeError, match="relu: dtype must be a dtype, not 'bogus'"):
+        cnnfast.explain("relu", (1,), dtype="bogus")

@@ -448,10 +448,10 @@ def test_scale_shift(
     shape: tuple[int, int, int], dtype: Any, rng: np.random.Generator, output: Guarded
 ) -> None:
     x = numbers(rng, shape, dtype)
-    scale, shift = (numbers(rng, shape[1:2], dtype) for _ in range(2))
+    centre, scale, shift = (numbers(rng, shape[1:2], dtype) for _ in range(3))
     y = output(shape, dtype)
-    compiled.kernels("_norm").scale_shift(x, scale, shift, y)
-    exactly(y, x * scale[:, None] + shift[:, None])
+    compiled.kernels("_norm").scale_shift(x, centre, scale, shift, y)
+    exactly(y, (x - centre[:, None]) * scale[:, None] + shift[:, None])
 
 
 @every_sample
@@ -486,4 +486,4 @@ def test_batch_norm_of_nothing(output: Guarded) -> None:
     kernels.batch_norm_backward(nothing, nothing, *per_channel, nothing, dw, db)
     exactly(dw, np.zeros(2))
     exactly(db, np.zeros(2))
-    kernels.scale_shift(nothing, per_channel[2], per_channel[2], nothing)
+    kernels.scale_shift(nothing, *(per_channel[2],) * 3, nothing)

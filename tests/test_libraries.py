@@ -370,3 +370,10 @@ def test_calls_leave_the_arguments_alone(op: str) -> None:
     for name, value in before.items():
         if isinstance(value, torch.Tensor):
             assert torch.equal(given[name], value)
+
+
+def test_a_tensor_that_is_negated_lazily() -> None:
+    torch = pytest.importorskip("torch")
+    x = torch.complex(torch.zeros(2), torch.tensor([1.0, -2.0])).conj().imag
+    assert x.is_neg()
+    assert cnnfast.relu(x).tolist() == [0.0, 2.0]

@@ -107,10 +107,14 @@ class Cython(Method):
             mean, var = (np.asarray(r, np.float64) for r in (running_mean, running_var))
         rstd = 1 / np.sqrt(var + eps)
         scale = rstd if weight is None else rstd * weight
-        shift = -mean * scale if bias is None else bias - mean * scale
+        # The mean goes first, where it cancels; what rounding it to x's dtype leaves, last.
+        centre = mean.astype(x.dtype)
+        shift = (centre - mean) * scale
+        if bias is not None:
+            shift = shift + bias
         y = np.empty_like(x)
         scale, shift = (np.ascontiguousarray(a, x.dtype) for a in (scale, shift))
-        kernels.scale_shift(x, scale, shift, y)
+        kernels.scale_shift(x, centre, scale, shift, y)
         if training:
             update_running(running_mean, running_var, mean, var, N * P, momentum)
         return y, mean.astype(x.dtype), rstd.astype(x.dtype)

@@ -10,6 +10,7 @@ stay in the cache between the copy and the product.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,12 @@ class Im2col(ConvolutionMethod):
     def workspace(self, call: Call) -> int:
         assert isinstance(call.geometry, Convolution)
         g, width = call.geometry, np.dtype(call.dtype).itemsize
-        return min(g.N, _images_at_once(g, width)) * _column_bytes(g, width)
+        images = min(g.N, _images_at_once(g, width))
+        columns = images * _column_bytes(g, width)
+        if not call.op.endswith("_backward"):
+            return columns
+        # The gradient by weights brings the images of a block together, and adds up the blocks.
+        return 2 * columns + (images * g.F * g.pixels + prod(g.w_shape)) * width
 
     def forward(self, g: Convolution, x: Any, w: Any) -> Any:
         im2col = compiled.kernels("_im2col").im2col
@@ -65,8 +71,8 @@ class Im2col(ConvolutionMethod):
         dw = np.zeros((g.groups, g.F // g.groups, g.C // g.groups * g.KH * g.KW), x.dtype)
         for images, columns in _blocks(g, x.dtype):
             im2col(x[images], columns, *window_arguments(g), g.OH, g.OW)
-            columns_as_rows = _grouped(g, columns).swapaxes(2, 3)
-            dw += np.matmul(_grouped(g, dy[images]), columns_as_rows).sum(axis=0)
+            rows = _together(_grouped(g, dy[images]))
+            dw += np.matmul(rows, _together(_grouped(g, columns)).swapaxes(1, 2))
         return dw.reshape(g.w_shape)
 
 
@@ -95,6 +101,11 @@ def _rows(g: Convolution, w: Any) -> Any:
 def _grouped(g: Convolution, a: Any) -> Any:
     """(images, rows, ...) as (images, groups, rows of a group, pixels)."""
     return a.reshape(a.shape[0], g.groups, a.shape[1] // g.groups, g.pixels)
+
+
+def _together(a: Any) -> Any:
+    """(images, groups, rows, pixels) as (groups, rows, pixels of all images)."""
+    return a.transpose(1, 2, 0, 3).reshape(*a.shape[1:3], -1)
 
 
 METHOD = Im2col()

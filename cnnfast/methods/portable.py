@@ -259,9 +259,8 @@ class Portable(ConvolutionMethod):
         return dy - xp.exp(y) * xp.sum(dy, axis=axis, keepdims=True)
 
     def dropout(self, g: Elements, x: Any, mask: Any, p: float) -> Any:
-        return namespace(x).where(
-            mask, x / (1 - p if p < 1 else 1), 0.0
-        )  # at p = 1 nothing is kept
+        kept = 1 - p if p < 1 else 1  # at p = 1 nothing is kept, and nothing divided by 0
+        return x * namespace(x).asarray(mask, dtype=x.dtype) / kept
 
     dropout_backward = dropout
 
@@ -277,7 +276,7 @@ class Portable(ConvolutionMethod):
         return (
             xp.matmul(dy, w) if "x" in needs else None,
             xp.matmul(rows.mT, xp.reshape(x, (-1, w.shape[1]))) if "w" in needs else None,
-            xp.sum(rows, axis=0) if "b" in needs else None,
+            _sum_rows(xp, rows) if "b" in needs else None,
         )
 
     # Losses: (loss, gradient by the first argument)
@@ -323,6 +322,11 @@ def _copy(x: Any) -> Any:
 def _max(xp: Any, x: Any, axis: int) -> Any:
     # PyTorch's `max` along an axis returns the places too; its `amax` is the standard's `max`.
     return getattr(xp, "amax", xp.max)(x, axis=axis, keepdims=True)
+
+
+def _sum_rows(xp: Any, rows: Any) -> Any:
+    # There may be millions of rows, and one after the other float32 would lose digits.
+    return xp.asarray(xp.sum(rows, axis=0, dtype=xp.float64), dtype=rows.dtype)
 
 
 def _mean(total: Any, count: int) -> float:

@@ -37,8 +37,12 @@ class Toeplitz(ConvolutionMethod):
 
     def workspace(self, call: Call) -> int:
         assert isinstance(call.geometry, Convolution)
-        entry = np.dtype(call.dtype).itemsize + np.dtype(np.intp).itemsize
-        return _sparse_entries(call.geometry) * entry
+        g, width, place = call.geometry, np.dtype(call.dtype).itemsize, np.dtype(np.intp).itemsize
+        # Places are computed in three steps; images and results stand as columns, with a product
+        # of one tap beside them.
+        entries = _sparse_entries(g) * (width + 3 * place)
+        columns = g.N * (2 * (g.C * g.H * g.W + 1) + 4 * g.F * g.pixels)
+        return entries + columns * width
 
     def forward(self, g: Convolution, x: Any, w: Any) -> Any:
         images = _images(g, x)
