@@ -82,7 +82,8 @@ def numeric_gradient(
     TypeError
         x is not a float64 array: a step of 1e-5 is lost in the rounding of anything less.
     ValueError
-        x is read-only, or df is not of the shape of f's result.
+        x is read-only, df is not of the shape of f's result, or h is no step: not positive, or so
+        small that ``x + h`` is x again.
 
     Notes
     -----
@@ -99,6 +100,7 @@ def numeric_gradient(
     _need_float64("numeric_gradient", "x", x)
     if not x.flags.writeable:
         raise ValueError("numeric_gradient: x is read-only, but its elements have to be changed")
+    _need_step("numeric_gradient", "x", x, h)
     df = np.asarray(df, np.float64)
     gradient = np.zeros(x.shape)
     for i in np.ndindex(x.shape):
@@ -202,7 +204,8 @@ def check(
     TypeError
         A parameter is not float64, or the target is none of the above.
     ValueError
-        A gradient is missing or has not the shape of what it belongs to.
+        A gradient is missing or has not the shape of what it belongs to; the tolerance is not
+        positive; or h is not, or is so small that some element does not change by it.
 
     Notes
     -----
@@ -211,10 +214,12 @@ def check(
     rounding of the output may have done to n: so an element next to nothing is not held to more
     digits than differences have.
 
-    Where that is more than the tolerance, smaller steps are tried, in case a kink (of ReLU, or of a
-    max-pool where two elements are nearly as large) is nearer than h. If the one-sided derivatives
-    then still differ, and differ as much for a smaller step, x lies on the kink, and any gradient
-    between the two is right. The idea is that of chainer's ``gradient_check``.
+    Where that is more than the tolerance, ``h / 10`` and ``h / 100`` are tried, in case a kink (of
+    ReLU, or of a max-pool where two elements are nearly as large) is nearer than h, or the curve
+    bends strongly. A smaller step has a larger r, of which no more counts than half of the ``|a -
+    n|`` at h: a smaller step is not to be a wider allowance. If the one-sided derivatives differ,
+    and differ nearly as much for a smaller step, x lies on a kink, and any gradient between the two
+    is right. The idea is that of chainer's ``gradient_check``.
 
     Examples
     --------
@@ -227,6 +232,8 @@ def check(
     >>> gradcheck.check(cnnfast.tanh, x, backward=cnnfast.tanh_backward).ok
     True
     """
+    _need_positive("check", "h", h)
+    _need_positive("check", "tolerance", tolerance)
     subject = _subject(target, inputs, backward)
     with subject.unchanged():
         y = subject.run()
@@ -239,8 +246,9 @@ def check(
                     f"check: the gradient by {name} has shape {gradient.shape}, "
                     f"{name} has {x.shape}"
                 )
+            _need_step("check", name, x, h)
             slopes = partial(_slopes, subject.run, y, weights, x)
-            errors[name], kinks[name] = _compare(slopes, x.shape, gradient, h, tolerance)
+            errors[name], kinks[name] = _compare(slopes, x, gradient, h, tolerance)
             sizes[name] = x.size
     return Report(subject.name, errors, kinks, sizes, tolerance)
 
@@ -370,34 +378,43 @@ def _loss(loss: Any, arrays: list[Array]) -> _Subject:
 
 def _compare(
     slopes_at: Callable[[tuple[int, ...], float], _Slopes],
-    shape: tuple[int, ...],
+    x: Array,
     gradient: Array,
     h: float,
     tolerance: float,
 ) -> tuple[float, int]:
     """The largest error of `gradient`, and how many elements lie at a kink."""
-    slopes = {i: slopes_at(i, h) for i in np.ndindex(shape)}
+    slopes = {i: slopes_at(i, h) for i in np.ndindex(x.shape)}
     scale = _SMALL * max((abs(s.central) for s in slopes.values()), default=0.0)
     scale = max(scale, _FLOOR) if math.isfinite(scale) else _FLOOR
 
-    def error(slope: _Slopes, a: float, distance: float) -> float:
-        least = max(scale, slope.rounding / tolerance)
+    def error(slope: _Slopes, a: float, distance: float, rounding: float) -> float:
+        least = max(scale, rounding / tolerance)
         return distance / max(least, abs(a) + abs(slope.central))
 
+    def settled(
+        base: _Slopes, finer: list[_Slopes], a: float, distance: Callable[[_Slopes, float], float]
+    ) -> float:
+        """The error at h, unless a smaller step finds `a` right."""
+        apart = distance(base, a)
+        errors = [error(base, a, apart, base.rounding)]
+        for slope in finer:
+            # With all of its rounding granted, a step that is small enough excuses anything.
+            rounding = min(slope.rounding, apart / 2)
+            errors.append(error(slope, a, distance(slope, a), rounding))
+        return next((e for e in errors if e <= tolerance), errors[0])
+
     worst, kinks = 0.0, 0
-    for i, slope in slopes.items():
+    for i, base in slopes.items():
         a = float(gradient[i])
-        found = error(slope, a, abs(a - slope.central))
-        wide = slope
-        for step in (h / 10, h / 100):
-            if found <= tolerance:
-                break
-            wide, slope = slope, slopes_at(i, step)
-            found = error(slope, a, abs(a - slope.central))
-        # For a smooth function the gap between the one-sided slopes shrinks with the step.
-        if found > tolerance and slope.gap > max(0.5 * wide.gap, 2 * slope.rounding):
-            kinks += 1
-            found = error(slope, a, max(slope.low - a, a - slope.high, 0.0))
+        found = error(base, a, base.from_central(a), base.rounding)
+        if not found <= tolerance:
+            steps = [step for step in (h / 10, h / 100) if x[i] - step < x[i] < x[i] + step]
+            finer = [slopes_at(i, step) for step in steps]
+            found = settled(base, finer, a, _Slopes.from_central)
+            if found > tolerance and _on_kink(base, finer):
+                kinks += 1
+                found = settled(base, finer, a, _Slopes.from_sides)
         worst = found if math.isnan(found) else max(worst, found)
         if math.isnan(worst):
             break
@@ -420,6 +437,23 @@ class _Slopes:
     @property
     def gap(self) -> float:
         return self.high - self.low
+
+    def from_central(self, a: float) -> float:
+        """How far `a` is from the central difference."""
+        return abs(a - self.central)
+
+    def from_sides(self, a: float) -> float:
+        """How far `a` is from what lies between the one-sided derivatives."""
+        return max(self.low - a, a - self.high, 0.0)
+
+
+def _on_kink(base: _Slopes, finer: list[_Slopes]) -> bool:
+    """Whether the one-sided slopes differ, and differ as much for the smallest step that can tell.
+
+    For a smooth function the gap between them shrinks with the step, to a tenth of it.
+    """
+    *wider, last = base, *(slope for slope in finer if 2 * slope.rounding < base.gap)
+    return bool(wider) and last.gap > max(0.2 * wider[-1].gap, 2 * last.rounding)
 
 
 def _slopes(
@@ -466,6 +500,28 @@ def _result(y: Any, df: Array, caller: str) -> Array:
     if result.shape != df.shape:
         raise ValueError(f"{caller}: f returns shape {result.shape}, df has shape {df.shape}")
     return result
+
+
+def _need_positive(caller: str, name: str, value: Any) -> None:
+    try:
+        positive = bool(value > 0)
+    except (TypeError, ValueError):
+        raise TypeError(f"{caller}: {name} must be a number, not {value!r}") from None
+    if not positive:
+        raise ValueError(f"{caller}: {name} must be positive, not {value!r}")
+
+
+def _need_step(caller: str, name: str, x: Array, h: float) -> None:
+    """Refuse a step that is none: every element has to change by it, in both directions."""
+    _need_positive(caller, "h", h)
+    if math.isinf(h):
+        raise ValueError(f"{caller}: h must be finite")
+    stuck = (x + h == x) | (x - h == x)
+    if np.any(stuck):
+        raise ValueError(
+            f"{caller}: h={h} is too small for {name}: next to {float(x[stuck][0])!r} it is lost, "
+            f"and {name} + h must differ from {name}"
+        )
 
 
 def _need_float64(caller: str, name: str, x: Any) -> Array:

@@ -88,11 +88,31 @@ def test_numeric_gradient_puts_x_back_after_an_error() -> None:
         (ValueError, r"f returns shape \(2,\), df has shape \(1,\)", np.ones(2), np.ones(1)),
         (ValueError, r"f returns shape \(2,\), df has shape \(\)", np.ones(2), 1.0),
         (ValueError, "read-only", np.broadcast_to(1.0, 2), np.ones(2)),
+        (ValueError, "h=1e-05 is too small for x: next to 1000000000000", np.full(2, 1e12), [1, 1]),
     ],
 )
 def test_numeric_gradient_mistakes(error: type[Exception], words: str, x: Any, df: Any) -> None:
     with pytest.raises(error, match=words):
         numeric_gradient(square, x, df)
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "h"),
+    [
+        (ValueError, "h must be positive, not 0", 0),
+        (ValueError, "h must be positive, not -0.1", -0.1),
+        (ValueError, "h must be positive, not nan", math.nan),
+        (ValueError, "h must be finite", math.inf),
+        (TypeError, "h must be a number, not '1'", "1"),
+        (ValueError, "h=1e-17 is too small for x: next to 1.0", 1e-17),
+    ],
+)
+def test_a_step_that_is_none(error: type[Exception], words: str, h: Any) -> None:
+    x = np.array([0.0, 1.0])
+    with pytest.raises(error, match=f"numeric_gradient: {words}"):
+        numeric_gradient(square, x, np.ones(2), h)
+    with pytest.raises(error, match=f"check: {words}"):
+        check(square, x, backward=lambda dy, x: 2 * dy * x, h=h)
 
 
 # check
@@ -218,6 +238,38 @@ def test_gradients_next_to_nothing_are_not_held_to_digits_they_lack() -> None:
     assert check(lambda x: 1e6 + x**2, np.array([1e-3, 1.0]), backward=lambda dy, x: 2 * dy * x).ok
 
 
+@pytest.mark.parametrize("size", [1, 50])
+@pytest.mark.parametrize(("offset", "factor"), [(1e4, 1.0001), (1e6, 1.01), (1e6, 0.5)])
+def test_rounding_does_not_excuse_what_the_first_step_shows(
+    offset: float, factor: float, size: int
+) -> None:
+    """However small the next step, and however large its rounding."""
+    x = np.random.default_rng(0).normal(size=size)
+    assert check(lambda x: x + offset, x, backward=lambda dy, x: dy).ok
+    wrong = check(lambda x: x + offset, x, backward=lambda dy, x: factor * dy)
+    assert not wrong.ok
+    assert wrong.kinks == {"x": 0}
+
+
+def test_neither_curvature_nor_a_kink_lets_rounding_excuse() -> None:
+    x = np.random.default_rng(0).normal(size=50)
+    wrong = check(lambda x: 1e4 + x**2, x, backward=lambda dy, x: 2.02 * dy * x)
+    assert not wrong.ok
+    zero = np.zeros(3)
+    for slope, right in ((0.0, True), (0.5, True), (1.0, True), (1.01, False), (-0.01, False)):
+        report = check(
+            lambda x: 1e6 + F.relu(x), zero, backward=lambda dy, x, slope=slope: slope * dy
+        )
+        assert report.ok is right
+        assert report.kinks["x"] == 3 * (slope != 0.5)
+
+
+def test_smaller_steps_are_left_out_where_x_is_too_large_for_them() -> None:
+    x = np.array([1e10])  # the next number is 2e-6 away
+    assert check(np.abs, x, backward=lambda dy, x: dy).ok
+    assert not check(np.abs, x, backward=lambda dy, x: 9 * dy, tolerance=1e-9).ok
+
+
 # Kinks
 
 
@@ -234,7 +286,7 @@ def test_kinks_are_noticed_and_not_failed() -> None:
     assert hinge.kinks["scores"] == 3
 
 
-@pytest.mark.parametrize("distance", [1e-4, 1e-5, 3e-6, 1e-6, 1e-7, 1e-9])
+@pytest.mark.parametrize("distance", [1e-4, 1e-5, 3e-6, 1e-6, 1e-7, 7e-8, 1e-9])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_kinks_nearby_are_no_mistakes(distance: float, sign: int) -> None:
     x = np.array([sign * distance, 1.0])
@@ -308,6 +360,16 @@ def test_report_prints_a_table() -> None:
             ValueError,
             "2 gradients for 1 inputs",
             lambda: check(square, np.ones(3), backward=lambda dy, x: (dy, dy)),
+        ),
+        (
+            ValueError,
+            "tolerance must be positive",
+            lambda: check(Scaled(), [[1.0] * 3], tolerance=0),
+        ),
+        (
+            ValueError,
+            "h=1e-05 is too small for x: next to -10000000000000",
+            lambda: check(Scaled(), [[1.0, -1e13, 1.0]]),
         ),
         (
             TypeError,

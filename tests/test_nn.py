@@ -431,7 +431,35 @@ def test_dropout_gradient(rng: np.random.Generator, layer: nn.Layer) -> None:
     assert report.ok, str(report)
 
 
+def test_dropout2d_multiplies_as_ieee_arithmetic_says() -> None:
+    """Which is what PyTorch gives: infinity times 0 is NaN."""
+    x = np.full((4, 50, 2, 2), np.inf)
+    x[1::2] = np.nan
+    for p in (0.9, 1.0):
+        layer = nn.Dropout2d(p, rng=np.random.default_rng(0))
+        kept = layer(np.ones(x.shape)) != 0
+        twin = nn.Dropout2d(p, rng=np.random.default_rng(0))
+        expected = np.where(kept, x, np.nan)
+        with np.errstate(invalid="ignore"):
+            assert np.array_equal(twin(x), expected, equal_nan=True)
+            assert np.array_equal(twin.backward(x), expected, equal_nan=True)
+    thirds = nn.Dropout2d(0.1, rng=np.random.default_rng(0))(np.full((1, 9, 1, 1), 3.0))
+    assert set(np.unique(thirds)) == {0.0, 3.0 / (1 - 0.1)}
+
+
 # Batch normalisation
+
+
+def test_batch_norm_goes_back_through_the_statistics_it_used(rng: np.random.Generator) -> None:
+    layer: Any = nn.BatchNorm1d(3, dtype=np.float64)
+    layer(rng.normal(2, 3, size=(5, 3)))
+    x, dy = rng.normal(size=(2, 5, 3))
+    layer.eval()(x)
+    expected = layer.backward(dy), layer.grads["weight"].copy()
+    layer.running_mean += 5
+    layer.running_var *= 9
+    assert np.array_equal(layer.backward(dy), expected[0])
+    assert np.array_equal(layer.grads["weight"], expected[1])
 
 
 def test_cumulative_average_weighs_all_batches_the_same(rng: np.random.Generator) -> None:
@@ -520,18 +548,138 @@ def test_multi_margin_loss_is_the_courses_over_the_classes(rng: np.random.Genera
     assert close(loss.backward(), dscores / 3)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("ignore_index", [-100, 2])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_cross_entropy_with_weights_and_ignored_labels_is_pytorchs(
+    torch: Any,
+    rng: np.random.Generator,
+    reduction: str,
+    label_smoothing: float,
+    ignore_index: int,
+    weighted: bool,
+) -> None:
+    scores = rng.normal(size=(9, 4))
+    labels = np.array([0, 1, 2, 3, -100, 2, 0, 1, -100])
+    labels[labels < 0] = ignore_index
+    weight = rng.uniform(0.1, 3, 4) if weighted else None
+    kwargs: dict[str, Any] = {
+        "ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing,
+    }  # fmt: skip
+    ours = nn.CrossEntropyLoss(weight, **kwargs)
+    theirs = torch.nn.CrossEntropyLoss(None if weight is None else torch.tensor(weight), **kwargs)
+    t = torch.tensor(scores, requires_grad=True)
+    expected = theirs(t, torch.tensor(labels))
+    expected.backward()
+    loss = ours(scores, labels)
+    assert type(loss) is float
+    assert loss == pytest.approx(expected.item(), rel=1e-12)
+    assert np.allclose(ours.backward(), t.grad.numpy(), rtol=1e-12, atol=1e-14)
+    assert gradcheck.check(ours, scores, labels)
+    assert pickle.loads(pickle.dumps(ours))(scores, labels) == loss
+    dscores = ours.backward()
+    assert ours(t.detach(), torch.tensor(labels)) == loss
+    assert torch.equal(ours.backward(), torch.tensor(dscores))
+    assert ours(scores.astype(np.float32), labels) == pytest.approx(loss, rel=1e-5)
+    assert ours.backward().dtype == np.float32
+    assert not ours.backward()[labels == ignore_index].any()
+
+
+def test_cross_entropy_where_no_label_counts(torch: Any) -> None:
+    scores, labels = np.ones((2, 3)), np.array([-100, -100])
+    for weight in (None, [1.0, 2.0, 3.0]):
+        mean = nn.CrossEntropyLoss(weight)
+        assert math.isnan(mean(scores, labels))
+        assert not mean.backward().any()
+        assert nn.CrossEntropyLoss(weight, reduction="sum")(scores, labels) == 0
+    hidden = np.array([[1.0, 2.0, -np.inf]])
+    weights: Any = nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 3.0]))
+    assert weights(hidden, [1]) == pytest.approx(math.log(1 + math.exp(-1)))
+    assert close(weights.backward(), np.array([[1, -1, 0]]) / (1 + math.e))
+
+
+@pytest.mark.parametrize("name", ["CrossEntropyLoss", "MSELoss", "MultiMarginLoss"])
+def test_losses_of_nothing(torch: Any, name: str) -> None:
+    scores = np.zeros((0, 3))
+    target = scores if name == "MSELoss" else np.zeros(0, np.int64)
+    total = getattr(nn, name)(reduction="sum")
+    assert total(scores, target) == 0
+    assert total.backward().shape == (0, 3)
+    assert math.isnan(getattr(nn, name)()(scores, target))
+    if name != "MultiMarginLoss":  # for which PyTorch returns what was in memory
+        theirs = getattr(torch.nn, name)(reduction="sum")
+        assert theirs(torch.tensor(scores), torch.tensor(target)) == 0
+    if name == "CrossEntropyLoss":
+        assert nn.CrossEntropyLoss([1, 2, 3], reduction="sum")(scores, target) == 0
+
+
+@pytest.mark.parametrize("name", ["CrossEntropyLoss", "MSELoss", "MultiMarginLoss"])
+def test_a_loss_gives_its_gradient_away(rng: np.random.Generator, name: str) -> None:
+    scores = rng.normal(size=(4, 3))
+    loss = getattr(nn, name)()
+    loss(scores, scores[::-1] if name == "MSELoss" else [0, 1, 2, 0])
+    gradient = loss.backward()
+    kept = gradient.copy()
+    gradient *= 10
+    assert np.array_equal(loss.backward(), kept)
+
+
 def test_loss_errors() -> None:
     for loss in (nn.CrossEntropyLoss(), nn.MSELoss(), nn.MultiMarginLoss()):
         with pytest.raises(RuntimeError, match=f"{type(loss).__name__}.backward"):
             loss.backward()
     with pytest.raises(ValueError, match="reduction"):
         nn.MSELoss(reduction="none")
-    with pytest.raises(ValueError, match="label_smoothing"):
+    with pytest.raises(ValueError, match="CrossEntropyLoss: label_smoothing"):
         nn.CrossEntropyLoss(label_smoothing=1.5)
+    with pytest.raises(TypeError, match="CrossEntropyLoss: label_smoothing must be a number"):
+        MISTAKE.CrossEntropyLoss(label_smoothing="x")
+    with pytest.raises(TypeError, match="CrossEntropyLoss: ignore_index must be an integer"):
+        MISTAKE.CrossEntropyLoss(ignore_index=1.0)
+    with pytest.raises(TypeError, match="CrossEntropyLoss: weight must hold real numbers"):
+        nn.CrossEntropyLoss("heavy")
+    with pytest.raises(ValueError, match=r"CrossEntropyLoss: weight must have shape \(C,\)"):
+        nn.CrossEntropyLoss(np.ones((1, 3)))
+    scores = np.zeros((2, 3))
+    weighted: Any = nn.CrossEntropyLoss(np.ones(3))
+    with pytest.raises(ValueError, match="weight has 2 classes, scores has 3"):
+        nn.CrossEntropyLoss(np.ones(2))(scores, np.array([0, 1]))
+    with pytest.raises(ValueError, match="scores has no classes"):
+        weighted(scores[:, :0], [-100, -100])
+    with pytest.raises(ValueError, match="neither one of the 3 classes"):
+        weighted(scores, [0, 3])
+    with pytest.raises(ValueError, match=r"target must have shape \(2,\), not \(1,\)"):
+        weighted(scores, [0])
+    with pytest.raises(TypeError, match="target must be integers"):
+        weighted(scores, [0.0, 1.0])
     with pytest.raises(ValueError, match="p must be 1"):
         nn.MultiMarginLoss(2)
     with pytest.raises(ValueError, match="label"):
         nn.CrossEntropyLoss()(np.zeros((2, 3)), np.array([0, 3]))
+
+
+# What a layer remembers is its own
+
+
+@every_layer
+@both_modes
+def test_writing_into_an_output_changes_no_gradient(
+    rng: np.random.Generator,
+    name: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    shape: tuple[int, ...],
+    training: bool,
+) -> None:
+    layer = make(name, args, kwargs).train(training)
+    x = rng.normal(size=shape)
+    y = layer(x)
+    dy = rng.normal(size=y.shape)
+    expected = layer.backward(dy).copy()
+    if not np.shares_memory(x, y):  # a view, of Flatten
+        y *= 0
+        assert np.array_equal(layer.backward(dy), expected)
 
 
 # Networks
@@ -772,6 +920,38 @@ def test_max_pool_finds_indices_late_in_inference() -> None:
     assert layer.backward(np.ones((1, 1, 1, 1))).tolist() == [[[[1, 0], [0, 0]]]]
 
 
+def test_flatten_of_other_libraries_and_devices() -> None:
+    xs = pytest.importorskip("array_api_strict", reason="array-api-strict is missing")
+    for device in ("CPU_DEVICE", "device1"):
+        x = xs.reshape(xs.arange(12, device=xs.Device(device)), (2, 3, 2))
+        layer = nn.Flatten()
+        y = layer(x)
+        dx = layer.backward(y)
+        assert type(y) is type(dx) is type(x)
+        assert (y.shape, dx.shape) == ((2, 6), (2, 3, 2))
+        assert (y.dtype, y.device, dx.device) == (x.dtype, x.device, x.device)
+        assert bool(xs.all(dx == x))
+    assert MISTAKE.Flatten()([[[1, 2], [3, 4]]]).tolist() == [[1, 2, 3, 4]]
+    with pytest.raises(TypeError, match="Flatten: x is a masked array"):
+        nn.Flatten()(np.ma.masked_array(np.ones((2, 2)), mask=True))
+
+
+def test_softmax_and_losses_on_another_device() -> None:
+    """What they remember, or reckon with weights, stays on the device of the input."""
+    xs = pytest.importorskip("array_api_strict", reason="array-api-strict is missing")
+    x = xs.asarray([[0.0, 1.0, 2.0], [1.0, 0.0, 3.0]], device=xs.Device("device1"))
+    labels = xs.asarray([2, -100], device=x.device)
+    softmax = nn.Softmax(1)
+    loss: Any = nn.CrossEntropyLoss([1.0, 2.0, 3.0], label_smoothing=0.1)
+    twin = copy.deepcopy(loss)
+    assert softmax.backward(softmax(x)).device == x.device
+    assert loss(x, labels) == pytest.approx(twin(np.array([[0.0, 1, 2], [1, 0, 3]]), [2, -100]))
+    gradient = loss.backward()
+    assert gradient.device == x.device
+    host = xs.asarray(gradient, device=xs.Device("CPU_DEVICE"))
+    assert close(np.from_dlpack(host), twin.backward())
+
+
 def _forward(layer: nn.Layer) -> Any:
     return layer(np.ones((1, 1, 4, 4), np.float32))
 
@@ -819,6 +999,34 @@ def test_layers_go_to_other_processes(rng: np.random.Generator) -> None:
         (ValueError, "p must be from 0 to 1", lambda: nn.Dropout(1.5)),
         (ValueError, "p must be from 0 to 1", lambda: nn.Dropout(float("nan"))),
         (TypeError, "p must be a number", lambda: MISTAKE.Dropout2d("half")),
+        (TypeError, "Dropout: p must be a number, not '0.5'", lambda: MISTAKE.Dropout("0.5")),
+        (TypeError, "Dropout: p must be a number, not True", lambda: nn.Dropout(True)),
+        (TypeError, r"Flatten: start_dim must be an integer", lambda: MISTAKE.Flatten(1.0)),
+        (TypeError, r"Flatten: end_dim must be an integer", lambda: MISTAKE.Flatten(1, "2")),
+        (TypeError, r"Softmax: dim must be an integer", lambda: MISTAKE.Softmax(1.0)),
+        (TypeError, "negative_slope must be a number", lambda: MISTAKE.LeakyReLU("0.1")),
+        (TypeError, "BatchNorm1d: eps must be a number", lambda: MISTAKE.BatchNorm1d(3, "x")),
+        (ValueError, "BatchNorm2d: eps must be from 0", lambda: nn.BatchNorm2d(3, -1e-5)),
+        (TypeError, "momentum must be a number", lambda: MISTAKE.BatchNorm1d(3, momentum="x")),
+        (
+            ValueError,
+            "AvgPool2d: padding must be at most half",
+            lambda: nn.AvgPool2d(2, padding=5),
+        ),
+        (ValueError, "AvgPool1d: padding must be at most", lambda: nn.AvgPool1d(2, padding=2)),
+        (ValueError, "MaxPool2d: padding must be at most", lambda: nn.MaxPool2d(3, padding=2)),
+        (ValueError, "divisor_override", lambda: nn.AvgPool2d(2, divisor_override=0)),
+        (TypeError, "ceil_mode must be True", lambda: MISTAKE.MaxPool1d(2, ceil_mode="yes")),
+        (
+            ValueError,
+            r"ConvTranspose2d: output_padding must be smaller .* not \(5, 5\) with stride \(2, 2\)",
+            lambda: nn.ConvTranspose2d(1, 1, 1, stride=2, output_padding=5),
+        ),
+        (
+            ValueError,
+            "ConvTranspose1d: output_padding",
+            lambda: nn.ConvTranspose1d(1, 1, 1, output_padding=1),
+        ),
         (ValueError, "return_indices", lambda: nn.MaxPool2d(2, return_indices=True)),
         (ValueError, "kernel_size", lambda: nn.MaxPool2d(0)),
         (TypeError, "kernel_size", lambda: nn.AvgPool2d(2.0)),
@@ -840,8 +1048,25 @@ def test_constructor_mistakes(error: type[Exception], words: str, build: Any) ->
 
 
 @pytest.mark.parametrize(
+    ("name", "args"), {name: args for name, args, *_ in LAYERS if name != "Flatten"}.items()
+)
+def test_a_method_that_is_not_there(name: str, args: tuple[Any, ...]) -> None:
+    with pytest.raises(ValueError, match=rf"{name}: there is no method 'bogus'; .*auto, .*naive"):
+        getattr(nn, name)(*args, method="bogus")
+    with pytest.raises(TypeError, match=f"{name}: method must be a name, not None"):
+        getattr(nn, name)(*args, method=None)
+
+
+@pytest.mark.parametrize("name", ["CrossEntropyLoss", "MSELoss", "MultiMarginLoss"])
+def test_a_loss_method_that_is_not_there(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}: there is no method 'im2col'"):
+        getattr(nn, name)(method="im2col")
+
+
+@pytest.mark.parametrize(
     ("layer", "shape", "words"),
     [
+        (nn.AdaptiveAvgPool2d(None), (1, 1, 0, 3), r"AdaptiveAvgPool2d: x has an empty axis"),
         (nn.Conv2d(4, 2, 3), (8, 3, 32, 32), r"4 input channels.* 3 .*\(8, 3, 32, 32\)"),
         (nn.Conv2d(3, 2, 3), (3, 32, 32), r"N, C, H, W"),
         (nn.BatchNorm2d(4), (2, 3, 4, 4), r"BatchNorm2d: x must have 4 channels, not 3"),

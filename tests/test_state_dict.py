@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -169,13 +170,23 @@ def test_half_precision_file_of_pytorch(torch: Any, safetensors_torch: Any, tmp_
     safetensors_torch.save_file(theirs.half().state_dict(), path)
     nn.load(ours, path)
     assert np.array_equal(ours.weight, theirs.weight.detach().float().numpy())
-    safetensors_torch.save_file(theirs.bfloat16().state_dict(), path)
+
+
+def test_bfloat16_of_pytorch(torch: Any, safetensors_torch: Any, tmp_path: Path) -> None:
+    """NumPy has none: tensors are converted, of a file the arrays in question are named."""
+    theirs = torch.nn.Linear(3, 2).bfloat16()
+    ours = nn.Linear(3, 2)
+    path = tmp_path / "net.safetensors"
+    safetensors_torch.save_file({**theirs.state_dict(), "bias": torch.zeros(2)}, path)
     before = ours.state_dict()
-    with pytest.raises((ValueError, TypeError), match=r"nn\.load: .*net\.safetensors"):
+    with pytest.raises(
+        ValueError, match=r"nn\.load: .*net\.safetensors .*: 'weight' of dtype BF16.*float\(\)"
+    ):
         nn.load(ours, path)
-    with pytest.raises(TypeError, match="'weight' cannot be read as an array"):
-        ours.load_state_dict(theirs.state_dict())
     assert unchanged(ours, before)
+    ours.load_state_dict(theirs.state_dict())
+    for key, value in theirs.state_dict().items():
+        assert np.array_equal(ours.params[key], value.float().numpy())
 
 
 @pytest.mark.usefixtures("needs_safetensors")
@@ -256,6 +267,11 @@ def _state(**changes: Any) -> dict[str, Any]:
         (TypeError, r"'0\.weight' cannot be read", _state(**{"0_weight": [[1.0], [2.0, 3.0]]})),
         (
             TypeError,
+            r"'0\.bias' must not be a masked array",
+            _state(**{"0_bias": np.ma.masked_array(np.ones(2), [True, False])}),
+        ),
+        (
+            TypeError,
             r"'1\.num_batches_tracked' must hold integers",
             _state(**{"1_num_batches_tracked": 1.5}),
         ),
@@ -284,6 +300,25 @@ def test_not_strict() -> None:
         layer.load_state_dict({"0.bias": np.zeros(3)}, strict=False)
 
 
+def test_old_state_dicts_have_no_count_of_batches(torch: Any) -> None:
+    """PyTorch loads them too, and keeps the count that is there."""
+    for layer, state in (
+        (small(), _state(**{"1_num_batches_tracked": None})),
+        (nn.BatchNorm2d(2), {k: np.ones(2) for k in torch.nn.BatchNorm2d(2).state_dict()}),
+    ):
+        state.pop("num_batches_tracked", None)
+        for key in layer.buffers:
+            if "tracked" in key:
+                layer.buffers[key] = 7
+        assert layer.load_state_dict(state) == ([], [])
+        after = layer.state_dict()
+        for key, value in after.items():
+            assert np.array_equal(value, 7 if "tracked" in key else state[key])
+    theirs = torch.nn.BatchNorm2d(2)
+    theirs.load_state_dict({k: torch.tensor(v) for k, v in state.items()})
+    assert theirs.num_batches_tracked == 0
+
+
 @pytest.mark.usefixtures("needs_safetensors")
 def test_damaged_files_change_nothing(tmp_path: Path) -> None:
     layer = small()
@@ -307,6 +342,23 @@ def test_damaged_files_change_nothing(tmp_path: Path) -> None:
     assert unchanged(layer, before)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         nn.load(layer, tmp_path / "nowhere.safetensors")
+
+
+@pytest.mark.usefixtures("needs_safetensors")
+@pytest.mark.skipif(os.name != "posix", reason="permissions and links are POSIX's")
+def test_save_keeps_permissions_and_links(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    target, link = tmp_path / "store" / "net.safetensors", tmp_path / "latest"
+    link.symlink_to(Path("store") / "net.safetensors")
+    nn.save(small(0), link)  # which leads to nothing yet
+    target.chmod(0o640)
+    nn.save(small(1), link)
+    assert link.is_symlink()
+    assert stat.S_IMODE(target.stat().st_mode) == 0o640
+    layer = small(2)
+    nn.load(layer, target)
+    assert unchanged(layer, small(1).state_dict())
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["latest", "net.safetensors", "store"]
 
 
 @pytest.mark.usefixtures("needs_safetensors")

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from cnnfast import functional as F
-from cnnfast.nn.arguments import refuse_inplace
-from cnnfast.nn.layer import Array, Layer
+from cnnfast.nn.arguments import method_name, number, refuse_inplace, whole
+from cnnfast.nn.layer import Array, Layer, copied
 
 
 class ReLU(Layer):
@@ -25,7 +25,7 @@ class ReLU(Layer):
     def __init__(self, inplace: bool = False, *, method: str = "auto") -> None:
         super().__init__()
         refuse_inplace("ReLU", inplace)
-        self.method = method
+        self.method = method_name("ReLU", "relu", method)
 
     def forward(self, x: Array) -> Array:
         y: Array = F.relu(x, method=self.method)
@@ -52,8 +52,8 @@ class LeakyReLU(Layer):
     ) -> None:
         super().__init__()
         refuse_inplace("LeakyReLU", inplace)
-        self.negative_slope = negative_slope
-        self.method = method
+        self.negative_slope = number("LeakyReLU", "negative_slope", negative_slope)
+        self.method = method_name("LeakyReLU", "leaky_relu", method)
 
     def forward(self, x: Array) -> Array:
         y: Array = F.leaky_relu(x, self.negative_slope, method=self.method)
@@ -80,7 +80,7 @@ class Sigmoid(Layer):
 
     def __init__(self, *, method: str = "auto") -> None:
         super().__init__()
-        self.method = method
+        self.method = method_name("Sigmoid", "sigmoid", method)
 
     def forward(self, x: Array) -> Array:
         y: Array = F.sigmoid(x, method=self.method)
@@ -104,7 +104,7 @@ class Tanh(Layer):
 
     def __init__(self, *, method: str = "auto") -> None:
         super().__init__()
-        self.method = method
+        self.method = method_name("Tanh", "tanh", method)
 
     def forward(self, x: Array) -> Array:
         y: Array = F.tanh(x, method=self.method)
@@ -136,15 +136,16 @@ class Softmax(Layer):
 
     def __init__(self, dim: int | None = None, *, method: str = "auto") -> None:
         super().__init__()
-        self.dim = dim
-        self.method = method
+        self.dim = None if dim is None else whole("Softmax", "dim", dim, -(2**31))
+        self.method = method_name("Softmax", "softmax", method)
 
     def forward(self, x: Array) -> Array:
         if self.dim is None and np.ndim(x) != 2:
             raise ValueError(f"Softmax: dim must be given for x of shape {np.shape(x)}")
         axis = 1 if self.dim is None else self.dim
         y: Array = F.softmax(x, axis, method=self.method)
-        self._saved = y, axis
+        # A copy, since y is the caller's, who may write into it.
+        self._saved = copied(y), axis
         return y
 
     def backward(self, dy: Array) -> Any:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
+from cnnfast import dispatch
 from cnnfast.geometry import pads, per_axis, whole
 
 Sizes = tuple[int, ...]
@@ -51,13 +53,32 @@ def paddings(layer: str, value: Any, ndim: int) -> Any:
 
 def probability(layer: str, p: Any) -> float:
     """A number from 0 to 1."""
+    return float(number(layer, "p", p, 0, 1))
+
+
+def number(
+    layer: str, name: str, value: Any, least: float = -math.inf, most: float = math.inf
+) -> Any:
+    """`value` as it is, if it is a real number, and not less than `least` or more than `most`."""
+    if isinstance(value, bool | np.bool_ | str | bytes):
+        raise TypeError(f"{layer}: {name} must be a number, not {value!r}")
     try:
-        number = float(p)
+        as_float = float(value)
     except (TypeError, ValueError):
-        raise TypeError(f"{layer}: p must be a number from 0 to 1, not {p!r}") from None
-    if not 0 <= number <= 1:
-        raise ValueError(f"{layer}: p must be from 0 to 1, not {number}")
-    return number
+        raise TypeError(f"{layer}: {name} must be a number, not {value!r}") from None
+    if not least <= as_float <= most:
+        raise ValueError(f"{layer}: {name} must be from {least} to {most}, not {value!r}")
+    return value
+
+
+def method_name(layer: str, op: str, method: Any) -> str:
+    """The name of a method that the operation has, or "auto"."""
+    known = ("auto", *dispatch.methods(op))
+    if not isinstance(method, str):
+        raise TypeError(f"{layer}: method must be a name, not {method!r}")
+    if method not in known:
+        raise ValueError(f"{layer}: there is no method {method!r}; there are {', '.join(known)}")
+    return method
 
 
 def refuse_inplace(layer: str, inplace: Any) -> None:
@@ -72,6 +93,8 @@ __all__ = [
     "Sizes",
     "float_dtype",
     "generator",
+    "method_name",
+    "number",
     "paddings",
     "probability",
     "refuse_inplace",

@@ -9,7 +9,7 @@ import numpy as np
 
 from cnnfast import functional as F
 from cnnfast.nn import init
-from cnnfast.nn.arguments import float_dtype, generator, paddings, sizes, whole
+from cnnfast.nn.arguments import float_dtype, generator, method_name, paddings, sizes, whole
 from cnnfast.nn.layer import Array, Layer
 
 
@@ -47,7 +47,7 @@ class _Convolution(Layer):
         self.padding = self._check_padding(padding)
         self.dilation = sizes(me, "dilation", dilation, self._ndim, 1)
         self.groups = whole(me, "groups", groups, 1)
-        self.method = method
+        self.method = method_name(me, type(self)._op.__name__, method)
         if padding_mode != "zeros":
             raise ValueError(f"{me}: padding_mode must be 'zeros', not {padding_mode!r}")
         for name in ("in_channels", "out_channels"):
@@ -280,9 +280,14 @@ class _ConvTranspose(_Convolution):
             rng,
             method,
         )
-        self.output_padding = sizes(
-            type(self).__name__, "output_padding", output_padding, self._ndim, 0
-        )
+        me = type(self).__name__
+        self.output_padding = sizes(me, "output_padding", output_padding, self._ndim, 0)
+        for extra, *steps in zip(self.output_padding, self.stride, self.dilation, strict=True):
+            if extra >= max(steps):
+                raise ValueError(
+                    f"{me}: output_padding must be smaller than stride or dilation, not "
+                    f"{self.output_padding} with stride {self.stride}, dilation {self.dilation}"
+                )
 
     def _arguments(self) -> tuple[Any, ...]:
         return self.stride, self.padding, self.output_padding, self.groups, self.dilation

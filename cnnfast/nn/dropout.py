@@ -9,7 +9,7 @@ import numpy as np
 from cnnfast import arrays
 from cnnfast import functional as F
 from cnnfast.geometry import rank
-from cnnfast.nn.arguments import generator, probability, refuse_inplace
+from cnnfast.nn.arguments import generator, method_name, probability, refuse_inplace
 from cnnfast.nn.layer import Array, Layer
 
 
@@ -29,7 +29,7 @@ class _Dropout(Layer):
         refuse_inplace(me, inplace)
         self.p = probability(me, p)
         self.rng = generator(me, rng)
-        self.method = method
+        self.method = method_name(me, "dropout", method)
 
     def extra_repr(self) -> str:
         return f"p={self.p}, inplace=False"
@@ -78,7 +78,8 @@ class Dropout(_Dropout):
 class Dropout2d(_Dropout):
     """In training, each channel of each image becomes 0 with probability `p`; else ``x / (1 - p)``.
 
-    x is ``(N, C, H, W)``. Parameters as `Dropout`.
+    x is ``(N, C, H, W)``. Parameters as `Dropout`. As in PyTorch, a channel is dropped by
+    multiplication with 0, so a dropped infinity or NaN gives NaN.
 
     References
     ----------
@@ -97,19 +98,29 @@ class Dropout2d(_Dropout):
         (x,), library = arrays.admit("Dropout2d", x=x)
         shape = tuple(x.shape)
         rank("Dropout2d", "x", shape, "N, C, H, W")
-        # Ones go through the operation, one for each channel: what comes out are the factors.
-        ones = np.ones((*shape[:2], 1, 1), library.compute)
-        factors = F.dropout(ones, self.p, self.training, rng=self.rng, method=self.method)
-        factors = arrays.beside(factors, library, library.compute)
-        self._saved = factors, shape
-        y: Array = library.finish(x * factors)
+        # Ones go through the operation, one for each channel, for the mask that it draws.
+        _, mask = F.dropout(
+            np.ones((*shape[:2], 1, 1), library.compute),
+            self.p,
+            self.training,
+            rng=self.rng,
+            return_mask=True,
+            method=self.method,
+        )
+        self._saved = mask, 1 - self.p if self.training else 1.0, shape
+        y: Array = library.finish(_kept(library, mask, x, self._saved[1]))
         return y
 
     def backward(self, dy: Array) -> Any:
-        factors, shape = self._recall()
+        mask, share, shape = self._recall()
         (dy,), library = arrays.admit("Dropout2d.backward", dy=dy)
         if tuple(dy.shape) != shape:
             raise ValueError(
                 f"Dropout2d.backward: dy must have shape {shape}, not {tuple(dy.shape)}"
             )
-        return library.finish(dy * factors)
+        return library.finish(_kept(library, mask, dy, share))
+
+
+def _kept(library: arrays.Library, mask: Array, x: Any, share: float) -> Any:
+    """``x * mask / share``; where nothing is kept, nothing is divided."""
+    return x * arrays.beside(mask, library, library.compute) / (share or 1.0)

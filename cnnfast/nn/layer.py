@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cnnfast.arrays import namespace
 
 Array = NDArray[Any]
 
@@ -105,6 +107,8 @@ class Layer:
     _grads: dict[str, Array]
     _needs_input_grad: bool
     _saved: Any
+    # Arrays of its own that a state dict may lack without being incomplete.
+    _optional_state: ClassVar[frozenset[str]] = frozenset()
 
     if TYPE_CHECKING:
         # Parameters, buffers and the layers of a container become attributes at run time.
@@ -220,14 +224,14 @@ class Layer:
         """
         yield prefix, self
         for name, layer in self._layers.items():
-            yield from layer.named_layers(f"{prefix}.{name}" if prefix else name)
+            yield from layer.named_layers(_dotted(prefix, name))
 
     def _arrays(self, *registries: str) -> Iterator[tuple[str, Array]]:
         for prefix, layer in self.named_layers():
             for registry in registries:
                 for name in layer.__dict__[registry]:
                     if layer.__dict__[name] is not None:
-                        yield f"{prefix}.{name}" if prefix else name, layer.__dict__[name]
+                        yield _dotted(prefix, name), layer.__dict__[name]
 
     @property
     def params(self) -> NamedArrays:
@@ -240,7 +244,7 @@ class Layer:
     @property
     def grads(self) -> NamedArrays:
         return NamedArrays(
-            (f"{prefix}.{name}" if prefix else name, grad)
+            (_dotted(prefix, name), grad)
             for prefix, layer in self.named_layers()
             for name, grad in layer._grads.items()
         )
@@ -288,10 +292,12 @@ class Layer:
         Parameters
         ----------
         state_dict : mapping of str to array_like
-            Arrays, or anything that NumPy can view (PyTorch tensors too). Values are cast to the
-            dtype of the layer.
+            Arrays, or anything that NumPy can view (PyTorch tensors too, bfloat16 among them).
+            Values are cast to the dtype of the layer.
         strict : bool
-            Whether a missing key, or one that the layer does not have, is an error.
+            Whether a missing key, or one that the layer does not have, is an error. The
+            ``num_batches_tracked`` of a batch normalisation may always be missing, as it is in old
+            files of PyTorch's, and then stays as it is.
 
         Returns
         -------
@@ -301,8 +307,8 @@ class Layer:
         Raises
         ------
         ValueError, TypeError
-            Keys or shapes that do not fit, or values that are not real numbers. Then nothing at all
-            has been changed.
+            Keys or shapes that do not fit, or values that are not real numbers, or masked. Then
+            nothing at all has been changed.
 
         Examples
         --------
@@ -321,7 +327,12 @@ class Layer:
                 f"not {type(state_dict).__name__}"
             )
         own = dict(self._arrays("_param_names", "_buffer_names"))
-        missing = [name for name in own if name not in state_dict]
+        optional = {
+            _dotted(prefix, name)
+            for prefix, layer in self.named_layers()
+            for name in layer._optional_state
+        }
+        missing = [name for name in own if name not in state_dict and name not in optional]
         unexpected = [name for name in state_dict if name not in own]
         if strict and (missing or unexpected):
             raise ValueError(
@@ -382,18 +393,37 @@ def write(target: Array, value: Any, name: str) -> None:
         target[...] = _converted(name, value, target)
 
 
-def _converted(name: str, value: Any, like: Array) -> Array:
-    """`value` as a new array of the shape and dtype of `like`."""
+def copied(x: Any) -> Any:
+    """A copy of an array of any library."""
+    return namespace(x).asarray(x, copy=True)
+
+
+def real_array(name: str, value: Any) -> Array:
+    """`value` as a NumPy array of real numbers, as `name` says in an error."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} must not be a masked array; fill it first, with filled(0)")
     if hasattr(value, "detach"):  # a PyTorch tensor, which may need its gradient or be on a GPU
         value = value.detach().cpu()
+        if value.is_floating_point() and value.element_size() < 4:
+            value = value.float()  # NumPy has no bfloat16; float32 holds all of it
     try:
         array = np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} cannot be read as an array: {error}") from None
-    if array.shape != like.shape:
-        raise ValueError(f"{name} must have shape {like.shape}, not {array.shape}")
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{name} must hold real numbers, not {array.dtype}")
+    return array
+
+
+def _converted(name: str, value: Any, like: Array) -> Array:
+    """`value` as a new array of the shape and dtype of `like`."""
+    array = real_array(name, value)
+    if array.shape != like.shape:
+        raise ValueError(f"{name} must have shape {like.shape}, not {array.shape}")
     if like.dtype.kind == "i" and array.dtype.kind == "f" and not np.all(array == np.trunc(array)):
         raise TypeError(f"{name} must hold integers, not {array!r}")
     return array.astype(like.dtype)
+
+
+def _dotted(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name

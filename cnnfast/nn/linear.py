@@ -8,7 +8,7 @@ import numpy as np
 
 from cnnfast import functional as F
 from cnnfast.nn import init
-from cnnfast.nn.arguments import float_dtype, generator, whole
+from cnnfast.nn.arguments import float_dtype, generator, method_name, whole
 from cnnfast.nn.layer import Array, Layer
 
 
@@ -55,7 +55,7 @@ class Linear(Layer):
         super().__init__()
         self.in_features = whole("Linear", "in_features", in_features, 1)
         self.out_features = whole("Linear", "out_features", out_features, 1)
-        self.method = method
+        self.method = method_name("Linear", "linear", method)
         dtype, rng = float_dtype("Linear", dtype), generator("Linear", rng)
         shape = (self.out_features, self.in_features)
         self.add_param("weight", init.default_weight(shape, rng=rng, dtype=dtype))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
+from cnnfast import arrays
 from cnnfast import functional as F
-from cnnfast.nn.layer import Array
+from cnnfast.geometry import rank
+from cnnfast.nn.arguments import method_name, number, whole
+from cnnfast.nn.layer import Array, copied, real_array
 
 
 class Loss:
@@ -31,16 +35,14 @@ class Loss:
 
     def forward(self, scores: Array, target: Array) -> float:
         """The loss, a float."""
-        loss, gradient = self._compute(scores, target)
-        factor = self._factor(np.shape(scores))
-        self._gradient = gradient if factor == 1 else gradient * factor
-        return float(loss) * factor
+        loss, self._gradient = self._compute(scores, target)
+        return loss
 
     def __call__(self, scores: Array, target: Array) -> float:
         return self.forward(scores, target)
 
     def backward(self) -> Any:
-        """The gradient of the last loss by its scores, of their shape.
+        """The gradient of the last loss by its scores, of their shape: a new array each time.
 
         Raises
         ------
@@ -52,15 +54,19 @@ class Loss:
                 f"{type(self).__name__}.backward: there is no loss to go back from; "
                 f"call it on scores and target first"
             )
-        return self._gradient
+        return copied(self._gradient)
 
     def _compute(self, scores: Array, target: Array) -> tuple[float, Any]:
-        """Loss and gradient as the operation of `cnnfast.functional` has them."""
+        """The loss and its gradient by the scores."""
         raise NotImplementedError
 
-    def _factor(self, shape: tuple[int, ...]) -> float:
-        """From that operation's loss to this one's, for scores of this shape."""
-        raise NotImplementedError
+    def _reduced(self, mean: tuple[float, Any], count: int) -> tuple[float, Any]:
+        """A mean over `count` terms, and its gradient, as `reduction` wants them."""
+        loss, gradient = mean
+        if self.reduction == "mean":
+            return float(loss), gradient
+        # The sum of no terms is 0, though their mean is NaN.
+        return float(loss) * count if count else 0.0, gradient * count
 
     def extra_repr(self) -> str:
         """What stands between the parentheses of the repr."""
@@ -78,17 +84,24 @@ class CrossEntropyLoss(Loss):
 
     Parameters
     ----------
+    weight : array_like of shape (C,), optional
+        How much each class counts. The mean is over the weights of the examples' labels.
+    ignore_index : int, keyword only
+        Examples with this label do not count: they add nothing to the loss, nor to what the mean
+        divides by, and their gradient is 0.
     reduction : {"mean", "sum"}, keyword only
         Average over the N examples, or sum.
     label_smoothing : float, keyword only
         The part of each target that is spread evenly over all classes.
     method : str, keyword only
-        As for `cnnfast.cross_entropy`.
+        As for `cnnfast.cross_entropy`; with weights or ignored examples, for
+        `cnnfast.log_softmax`.
 
     Notes
     -----
-    Scores are ``(N, C)``, labels are N integers. Of PyTorch's, ``weight``, ``ignore_index``,
-    targets that are probabilities and scores of more axes are not supported.
+    Scores are ``(N, C)``, labels are N integers. PyTorch's targets that are probabilities, and
+    scores of more axes, are not supported. The mean of examples none of which counts is NaN, as
+    in PyTorch; their sum is 0.
 
     Examples
     --------
@@ -99,25 +112,77 @@ class CrossEntropyLoss(Loss):
     0.6931
     >>> loss.backward()
     array([[-0.5,  0.5]])
+    >>> round(nn.CrossEntropyLoss(ignore_index=1)(np.zeros((2, 2)), np.array([0, 1])), 4)
+    0.6931
     """
 
     def __init__(
-        self, *, reduction: str = "mean", label_smoothing: float = 0.0, method: str = "auto"
+        self,
+        weight: Any = None,
+        *,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+        method: str = "auto",
     ) -> None:
-        super().__init__(reduction, method=method)
-        if not 0 <= label_smoothing <= 1:
-            raise ValueError(
-                f"CrossEntropyLoss: label_smoothing must be from 0 to 1, not {label_smoothing!r}"
-            )
-        self.label_smoothing = label_smoothing
+        me = "CrossEntropyLoss"
+        super().__init__(reduction, method=method_name(me, "cross_entropy", method))
+        self.weight: Array | None = None
+        if weight is not None:
+            self.weight = real_array(f"{me}: weight", weight).astype(np.float64)
+            if self.weight.ndim != 1:
+                raise ValueError(f"{me}: weight must have shape (C,), not {self.weight.shape}")
+        self.ignore_index = whole(me, "ignore_index", ignore_index, -(2**31))
+        self.label_smoothing = number(me, "label_smoothing", label_smoothing, 0, 1)
 
     def _compute(self, scores: Array, target: Array) -> tuple[float, Any]:
-        return F.cross_entropy(
-            scores, target, label_smoothing=self.label_smoothing, method=self.method
-        )
+        (x,), library = arrays.admit("CrossEntropyLoss", scores=scores)
+        labels = arrays.integers("CrossEntropyLoss", "target", target, library)
+        counted = labels != self.ignore_index
+        if self.weight is not None or not bool(library.xp.all(counted)):
+            loss, gradient = self._weighted(library, x, labels, counted)
+        else:
+            mean = F.cross_entropy(
+                x, labels, label_smoothing=self.label_smoothing, method=self.method
+            )
+            loss, gradient = self._reduced(mean, x.shape[0])
+        return loss, library.finish(gradient)
 
-    def _factor(self, shape: tuple[int, ...]) -> float:
-        return 1 if self.reduction == "mean" else shape[0]
+    def _weighted(
+        self, library: arrays.Library, x: Any, labels: Any, counted: Any
+    ) -> tuple[float, Any]:
+        """The loss as minus the sum of ``target * log_softmax(x)``, over what it is divided by."""
+        me, xp, shape = "CrossEntropyLoss", library.xp, tuple(x.shape)
+        rank(me, "scores", shape, "N, C")
+        N, C = shape
+        if C == 0:
+            raise ValueError(f"{me}: scores has no classes (shape {shape})")
+        if tuple(labels.shape) != (N,):
+            raise ValueError(f"{me}: target must have shape ({N},), not {tuple(labels.shape)}")
+        if bool(xp.any(counted & ((labels < 0) | (labels >= C)))):
+            raise ValueError(
+                f"{me}: target holds labels that are neither one of the {C} classes of scores "
+                f"nor ignore_index={self.ignore_index}"
+            )
+        weight = np.ones(C) if self.weight is None else self.weight
+        if weight.shape != (C,):
+            raise ValueError(f"{me}: weight has {weight.size} classes, scores has {C}")
+
+        weight = arrays.beside(weight, library, library.compute)
+        classes = arrays.beside(np.arange(C), library, "int64")
+        counted = counted[:, None]
+        right = counted & (labels[:, None] == classes[None, :])
+        own = xp.where(right, weight, 0.0)
+        every = xp.where(counted, weight, 0.0) * (self.label_smoothing / C)
+        targets = own * (1 - self.label_smoothing) + every
+        # A class that is no target may have probability 0, whose logarithm is not to be 0 * inf.
+        log_p = F.log_softmax(x, 1, method=self.method)
+        loss = float(xp.sum(xp.where(targets != 0, -log_p, 0.0) * targets))
+        divisor = float(xp.sum(own)) if self.reduction == "mean" else 1.0
+        if divisor == 0:
+            return math.nan, xp.zeros_like(x)
+        dlog_p = -targets / divisor
+        return loss / divisor, F.log_softmax_backward(dlog_p, log_p, 1, method=self.method)
 
 
 class MSELoss(Loss):
@@ -139,13 +204,11 @@ class MSELoss(Loss):
     """
 
     def __init__(self, *, reduction: str = "mean", method: str = "auto") -> None:
-        super().__init__(reduction, method=method)
+        super().__init__(reduction, method=method_name("MSELoss", "mse_loss", method))
 
     def _compute(self, scores: Array, target: Array) -> tuple[float, Any]:
-        return F.mse_loss(scores, target, method=self.method)
-
-    def _factor(self, shape: tuple[int, ...]) -> float:
-        return 1 if self.reduction == "mean" else int(np.prod(shape))
+        mean = F.mse_loss(scores, target, method=self.method)
+        return self._reduced(mean, math.prod(np.shape(scores)))
 
 
 class MultiMarginLoss(Loss):
@@ -153,7 +216,7 @@ class MultiMarginLoss(Loss):
 
     ``sum over j != label of max(0, margin - scores[label] + scores[j]) / C``, averaged over the N
     examples. The courses' SVM loss, which is `cnnfast.multi_margin_loss`, does not divide by C: it
-    is C times as large, and so is its gradient.
+    is C times as large, and so is its gradient. Of PyTorch's, ``weight`` is not supported.
 
     Parameters
     ----------
@@ -181,14 +244,14 @@ class MultiMarginLoss(Loss):
     def __init__(
         self, p: int = 1, margin: float = 1.0, *, reduction: str = "mean", method: str = "auto"
     ) -> None:
+        method = method_name("MultiMarginLoss", "multi_margin_loss", method)
         super().__init__(reduction, method=method)
         if p != 1:
             raise ValueError(f"MultiMarginLoss: p must be 1, not {p!r}")
         self.p = p
-        self.margin = margin
+        self.margin = number("MultiMarginLoss", "margin", margin)
 
     def _compute(self, scores: Array, target: Array) -> tuple[float, Any]:
-        return F.multi_margin_loss(scores, target, margin=self.margin, method=self.method)
-
-    def _factor(self, shape: tuple[int, ...]) -> float:
-        return (1 if self.reduction == "mean" else shape[0]) / shape[1]
+        loss, gradient = F.multi_margin_loss(scores, target, margin=self.margin, method=self.method)
+        N, C = np.shape(scores)
+        return self._reduced((loss / C, gradient / C), N)

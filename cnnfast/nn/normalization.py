@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from cnnfast import functional as F
-from cnnfast.nn.arguments import float_dtype, whole
+from cnnfast.nn.arguments import float_dtype, method_name, number, whole
 from cnnfast.nn.layer import Array, Layer
 
 
@@ -22,6 +22,7 @@ class _BatchNorm(Layer):
     running_var: Array | None
     num_batches_tracked: Array | None
     _ranks: ClassVar[Mapping[int, str]]
+    _optional_state = frozenset({"num_batches_tracked"})  # PyTorch had none before 0.4.1
 
     def __init__(
         self,
@@ -38,11 +39,11 @@ class _BatchNorm(Layer):
         super().__init__()
         me = type(self).__name__
         C = self.num_features = whole(me, "num_features", num_features, 1)
-        self.eps = eps
-        self.momentum = momentum
+        self.eps = number(me, "eps", eps, 0)
+        self.momentum = None if momentum is None else number(me, "momentum", momentum)
         self.affine = affine
         self.track_running_stats = track_running_stats
-        self.method = method
+        self.method = method_name(me, "batch_norm", method)
         dtype = float_dtype(me, dtype)
         self.add_param("weight", np.ones(C, dtype) if affine else None)
         self.add_param("bias", np.zeros(C, dtype) if affine and bias else None)
@@ -72,7 +73,8 @@ class _BatchNorm(Layer):
             eps=self.eps,
             method=self.method,
         )
-        self._saved = x, None, None
+        # Copies, since a batch in training mode moves the running statistics on.
+        self._saved = x, self.running_mean.copy(), self.running_var.copy(), None
         normalised: Array = y
         return normalised
 
@@ -99,40 +101,33 @@ class _BatchNorm(Layer):
         )
         if update and self.num_batches_tracked is not None:
             self.num_batches_tracked += 1
-        self._saved = x, mean, rstd
+        self._saved = x, mean, None, rstd
         return y
 
     def backward(self, dy: Array) -> Any:
-        x, mean, rstd = self._recall()
-        if mean is not None:
+        x, mean, var, rstd = self._recall()
+        if var is None:
             dx, dw, db = F.batch_norm_backward(dy, x, mean, rstd, self.weight, method=self.method)
         else:
-            dx, dw, db = self._backward_running(dy, x)
+            dx, dw, db = self._backward_running(dy, x, mean, var)
         if self.weight is not None:
             self._set_grads(weight=dw)
         if self.bias is not None:
             self._set_grads(bias=db)
         return dx
 
-    def _backward_running(self, dy: Array, x: Array) -> tuple[Any, Any, Any]:
+    def _backward_running(
+        self, dy: Array, x: Array, mean: Array, var: Array
+    ) -> tuple[Any, Any, Any]:
         """The gradients where the statistics are constants: y is linear in x.
 
         ``dx = dy * weight * rstd``, which is the forward pass of dy without mean and bias. The
         gradients by weight and bias have the same formula as in training.
         """
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        rstd = (1 / np.sqrt(self.running_var + np.float64(self.eps))).astype(self.running_var.dtype)
-        _, dw, db = F.batch_norm_backward(
-            dy, x, self.running_mean, rstd, self.weight, method=self.method
-        )
+        rstd = (1 / np.sqrt(var + np.float64(self.eps))).astype(var.dtype)
+        _, dw, db = F.batch_norm_backward(dy, x, mean, rstd, self.weight, method=self.method)
         dx = F.batch_norm(
-            dy,
-            np.zeros_like(self.running_mean),
-            self.running_var,
-            self.weight,
-            eps=self.eps,
-            method=self.method,
+            dy, np.zeros_like(mean), var, self.weight, eps=self.eps, method=self.method
         )
         return dx, dw, db
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from cnnfast import arrays
 from cnnfast import functional as F
-from cnnfast.geometry import rank
-from cnnfast.nn.arguments import paddings, sizes, whole
+from cnnfast.geometry import pooling, rank
+from cnnfast.nn.arguments import method_name, paddings, sizes, whole
 from cnnfast.nn.layer import Array, Layer
 
 
@@ -36,14 +36,13 @@ class _MaxPool(Layer):
                 f"{me}: a layer returns one array; for return_indices=True call "
                 f"cnnfast.max_pool{ndim}d"
             )
-        _check_windows(me, ndim, kernel_size, stride, padding)
-        sizes(me, "dilation", dilation, ndim, 1)
+        _check_windows(me, ndim, kernel_size, stride, padding, dilation, ceil_mode)
         self.kernel_size = kernel_size
         self.stride = kernel_size if stride is None else stride
         self.padding = padding
         self.dilation = dilation
         self.ceil_mode = ceil_mode
-        self.method = method
+        self.method = method_name(me, f"max_pool{ndim}d", method)
 
     def _pool(self, x: Array, return_indices: bool) -> Any:
         pool: Any = F.max_pool1d if self._ndim == 1 else F.max_pool2d
@@ -132,7 +131,6 @@ class _AvgPool(Layer):
     """What both average poolings hold."""
 
     _ndim: int
-    divisor_override: int | None = None
 
     def __init__(
         self,
@@ -141,16 +139,20 @@ class _AvgPool(Layer):
         padding: Any,
         ceil_mode: bool,
         count_include_pad: bool,
+        divisor_override: int | None,
         method: str,
     ) -> None:
         super().__init__()
-        _check_windows(type(self).__name__, self._ndim, kernel_size, stride, padding)
+        me, ndim = type(self).__name__, self._ndim
+        options = 1, ceil_mode, count_include_pad, divisor_override
+        _check_windows(me, ndim, kernel_size, stride, padding, *options)
         self.kernel_size = kernel_size
         self.stride = kernel_size if stride is None else stride
         self.padding = padding
         self.ceil_mode = ceil_mode
         self.count_include_pad = count_include_pad
-        self.method = method
+        self.divisor_override = divisor_override
+        self.method = method_name(me, f"avg_pool{ndim}d", method)
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -189,7 +191,7 @@ class AvgPool1d(_AvgPool):
         *,
         method: str = "auto",
     ) -> None:
-        super().__init__(kernel_size, stride, padding, ceil_mode, count_include_pad, method)
+        super().__init__(kernel_size, stride, padding, ceil_mode, count_include_pad, None, method)
         # PyTorch keeps one-element tuples here, and shows them.
         self.kernel_size = sizes("AvgPool1d", "kernel_size", self.kernel_size, 1, 1)
         self.stride = sizes("AvgPool1d", "stride", self.stride, 1, 1)
@@ -245,8 +247,9 @@ class AvgPool2d(_AvgPool):
         *,
         method: str = "auto",
     ) -> None:
-        super().__init__(kernel_size, stride, padding, ceil_mode, count_include_pad, method)
-        self.divisor_override = divisor_override
+        super().__init__(
+            kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, method
+        )
 
     def _options(self) -> dict[str, Any]:
         return {**super()._options(), "divisor_override": self.divisor_override}
@@ -293,12 +296,16 @@ class AdaptiveAvgPool2d(Layer):
             for size in pair
         ]
         self.output_size = output_size
-        self.method = method
+        self.method = method_name("AdaptiveAvgPool2d", "avg_pool2d", method)
 
     def forward(self, x: Array) -> Array:
         (x,), library = arrays.admit("AdaptiveAvgPool2d", x=x)
         shape = tuple(x.shape)
         rank("AdaptiveAvgPool2d", "x", shape, "N, C, H, W")
+        if 0 in shape[1:]:
+            raise ValueError(
+                f"AdaptiveAvgPool2d: x has an empty axis (shape {shape}); only N may be 0"
+            )
         H, W = shape[2:]
         OH, OW = (size or own for size, own in zip(self._pair, (H, W), strict=True))
         if H % OH == 0 and W % OW == 0:
@@ -349,9 +356,17 @@ def _parts(size: int, count: int) -> list[slice]:
     return [slice(i * size // count, -(-(i + 1) * size // count)) for i in range(count)]
 
 
-def _check_windows(me: str, ndim: int, kernel_size: Any, stride: Any, padding: Any) -> None:
+def _check_windows(
+    me: str,
+    ndim: int,
+    kernel_size: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    *options: Any,
+) -> None:
     """Refuse in the constructor what no input could be pooled with."""
-    sizes(me, "kernel_size", kernel_size, ndim, 1)
-    if stride is not None:
-        sizes(me, "stride", stride, ndim, 1)
-    paddings(me, padding, ndim)
+    kernel = sizes(me, "kernel_size", kernel_size, ndim, 1)
+    spread = sizes(me, "dilation", dilation, ndim, 1)
+    one_window = (1, 1, *(d * (k - 1) + 1 for k, d in zip(kernel, spread, strict=True)))
+    pooling(me, ndim, one_window, kernel_size, stride, padding, dilation, *options)

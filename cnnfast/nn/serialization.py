@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ def save(layer: Layer, path: str | os.PathLike[str]) -> None:
     """Write a layer's state dict to a safetensors file.
 
     The file is complete or not there: it is written under another name in the same folder, and
-    takes the place of an older one in one step.
+    takes the place of an older one in one step. An older file's permissions stay as they were, and
+    a symbolic link stays a link: the file that it leads to is written.
 
     Parameters
     ----------
@@ -52,12 +54,14 @@ def save(layer: Layer, path: str | os.PathLike[str]) -> None:
     True
     """
     data: bytes = _safetensors().save(layer.state_dict())
-    path = Path(path)
+    path = Path(path).resolve()  # a symbolic link may lead into another folder
     if not path.parent.is_dir():
         raise FileNotFoundError(f"nn.save: there is no folder {path.parent}")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("xb") as file:
+            if path.exists():
+                temporary.chmod(stat.S_IMODE(path.stat().st_mode))
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -98,9 +102,16 @@ def load(layer: Layer, path: str | os.PathLike[str], strict: bool = True) -> Loa
     data = path.read_bytes()
     try:
         state = safetensors.load(data)
+    except KeyError as error:  # the name of a dtype that the library cannot give to NumPy
+        dtype = error.args[0]
+        names = [name for name, array in safetensors.deserialize(data) if array["dtype"] == dtype]
+        raise ValueError(
+            f"nn.load: cannot read {path} as safetensors: {', '.join(map(repr, names))} of dtype "
+            f"{dtype}, which NumPy lacks; save the file as float32, in PyTorch with net.float()"
+        ) from error
     except Exception as error:
-        # The library raises its own SafetensorError for a damaged file, but a bare KeyError,
-        # TypeError or ValueError for some headers and for dtypes that NumPy lacks.
+        # The library raises its own SafetensorError for a damaged file, but a bare TypeError or
+        # ValueError for some headers.
         raise ValueError(f"nn.load: cannot read {path} as safetensors: {error}") from error
     try:
         return layer.load_state_dict(state, strict)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-
+from cnnfast import arrays
+from cnnfast.nn.arguments import whole
 from cnnfast.nn.layer import Array, Layer
 
 
@@ -25,11 +25,11 @@ class Flatten(Layer):
 
     def __init__(self, start_dim: int = 1, end_dim: int = -1) -> None:
         super().__init__()
-        self.start_dim = start_dim
-        self.end_dim = end_dim
+        self.start_dim = whole("Flatten", "start_dim", start_dim, -(2**31))
+        self.end_dim = whole("Flatten", "end_dim", end_dim, -(2**31))
 
     def forward(self, x: Array) -> Array:
-        x = x if hasattr(x, "reshape") else np.asarray(x)
+        x = _array("Flatten", "x", x)
         shape = tuple(x.shape)
         start, end = (self._axis(name, len(shape)) for name in ("start_dim", "end_dim"))
         if start > end:
@@ -39,7 +39,8 @@ class Flatten(Layer):
             )
         flat = (*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :])
         self._saved = shape, flat
-        return x.reshape(flat)
+        y: Array = _reshaped(x, flat)
+        return y
 
     def _axis(self, name: str, ndim: int) -> int:
         axis: int = getattr(self, name)
@@ -49,12 +50,21 @@ class Flatten(Layer):
 
     def backward(self, dy: Array) -> Any:
         x_shape, y_shape = self._recall()
-        dy = dy if hasattr(dy, "reshape") else np.asarray(dy)
+        dy = _array("Flatten.backward", "dy", dy)
         if tuple(dy.shape) != y_shape:
             raise ValueError(
                 f"Flatten.backward: dy must have shape {y_shape}, not {tuple(dy.shape)}"
             )
-        return dy.reshape(x_shape)
+        return _reshaped(dy, x_shape)
 
     def extra_repr(self) -> str:
         return f"start_dim={self.start_dim}, end_dim={self.end_dim}"
+
+
+def _array(op: str, name: str, value: Any) -> Any:
+    """Another library's array as it is, wherever it lies; anything else as a NumPy array."""
+    return value if arrays.is_foreign(value) else arrays.view(op, name, value)
+
+
+def _reshaped(x: Any, shape: tuple[int, ...]) -> Any:
+    return arrays.namespace(x).reshape(x, shape)
