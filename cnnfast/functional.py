@@ -2178,6 +2178,8 @@ def explain(op: str, *args: Any, dtype: DTypeLike = np.float32, **kwargs: Any) -
             # One number, seen everywhere: an array of any size in no memory.
             most = geometry.MOST_ELEMENTS
             shape = [geometry.whole(op, f"a length of {name}", n, 0, most) for n in value]
+            if prod(shape) > most:
+                raise ValueError(f"{op}: {name} is too large, {value}")
             call.arguments[name] = np.broadcast_to(kind(0), shape)
     with dispatch.asking():
         try:

@@ -583,6 +583,8 @@ def test_questions_about_any_size_cost_nothing() -> None:
     assert cnnfast.explain("dropout", (10**13,), rng=np.random.default_rng(0)).flops == 10**13
     with pytest.raises(ValueError, match="relu: a length of x must be at least 0"):
         cnnfast.explain("relu", (-1, 2))
+    with pytest.raises(ValueError, match="relu: x is too large"):
+        cnnfast.explain("relu", (10**10, 10**10))
     with pytest.raises(TypeError, match="conv2d: missing a required argument: 'w'"):
         cnnfast.explain("conv2d", (1, 2, 3, 4))
     with pytest.raises(TypeError, match="relu: dtype must be a dtype, not 'bogus'"):
