@@ -22,7 +22,7 @@ Array = NDArray[Any]
 _EPS = float(np.finfo(np.float64).eps)
 _FLOOR = 1e-8  # the courses': differences of nearly nothing are not blown up by the division
 _SMALL = 1e-3  # entries this much smaller than the largest one are compared on the scale of that
-_ROUNDING = 8.0  # how many units in the last place an output may be off
+_ROUNDING = 32.0  # how many units in the last place a few layers may leave an output off
 
 
 def rel_error(a: ArrayLike, b: ArrayLike) -> float:

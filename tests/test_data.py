@@ -163,7 +163,7 @@ def test_mnist_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as error:
         load_mnist(tmp_path, num_val=5)
     text = one_line(error)
-    for part in ("t10k-labels-idx1-ubyte", str(tmp_path), "yann.lecun.com/exdb/mnist"):
+    for part in ("t10k-labels-idx1-ubyte", str(tmp_path), "ossci-datasets.s3.amazonaws.com/mnist"):
         assert part in text
     with pytest.raises(FileNotFoundError, match="train-images-idx3-ubyte"):
         load_mnist(tmp_path / "nowhere")
@@ -216,7 +216,7 @@ def test_mnist_damaged_contents(
     text = one_line(error)
     assert says in text
     assert str(path) in text
-    assert "yann.lecun.com" in text
+    assert "https://ossci-datasets.s3.amazonaws.com/mnist/" in text
 
 
 @pytest.mark.parametrize(

@@ -710,7 +710,7 @@ class Block(nn.Layer):
         return self.out * self.scale
 
     def backward(self, dy: Any) -> Any:
-        self._set_grads(scale=(dy * self.out).sum().reshape(1))
+        self.grads["scale"] = (dy * self.out).sum().reshape(1)
         inner = self.tail.backward(dy * self.scale)
         dx = self.conv.backward(self.bn.backward(inner))
         return dx if self.side is None else dx + self.side.backward(inner)
@@ -1099,6 +1099,45 @@ def test_backward_needs_a_forward_and_a_gradient_that_fits(
             layer.backward(np.zeros((*y.shape, 2)))
 
 
+class Scale(nn.Layer):
+    """A layer with a parameter of its own, as a user writes one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_param("scale", np.ones(3))
+
+    def forward(self, x: Any) -> Any:
+        self._x = x
+        return x * self.scale
+
+    def backward(self, dy: Any) -> Any:
+        self.grads["scale"] = (dy * self._x).sum(0)
+        return dy * self.scale
+
+
+def test_gradients_of_a_layer_of_ones_own(rng: np.random.Generator) -> None:
+    x = rng.normal(size=(4, 3))
+    assert gradcheck.check(Scale(), x).ok
+    net = nn.Sequential(Scale(), nn.Linear(3, 2, **F64), Scale())
+    assert list(net.grads) == []
+    # From outside too, by the dotted name; copied, in the parameter's dtype.
+    mine = np.arange(3, dtype=np.float32)
+    net.grads["2.scale"] = mine
+    mine[:] = 7
+    assert list(net.grads) == ["2.scale"]
+    assert net[2].grads["scale"].tolist() == [0, 1, 2]
+    assert net.grads["2.scale"].dtype == np.float64
+    held = net.grads
+    held["2.scale"] *= 2
+    assert net.grads["2.scale"].tolist() == held["2.scale"].tolist() == [0, 2, 4]
+    with pytest.raises(ValueError, match=r"Scale: the gradient of 'scale' must have shape \(3,\)"):
+        net.grads["2.scale"] = np.ones((1, 3))
+    with pytest.raises(KeyError, match="'scale' is not one of the parameters"):
+        net.grads["scale"] = np.ones(3)
+    for twin in (pickle.loads(pickle.dumps(net.grads)), copy.deepcopy(net.grads)):
+        assert twin["2.scale"].tolist() == [0, 2, 4]
+
+
 def test_one_layer_object_cannot_stand_in_two_places() -> None:
     relu = nn.ReLU()
     with pytest.raises(ValueError, match=r"'0' and '1\.0' are the same ReLU"):
@@ -1113,11 +1152,25 @@ def test_one_layer_object_cannot_stand_in_two_places() -> None:
 
 def test_subclass_mistakes() -> None:
     class Forgetful(nn.Layer):
-        def __init__(self) -> None:
-            self.fc = nn.Linear(1, 1)
+        def __init__(self, *, layer: bool) -> None:
+            if layer:
+                self.fc = nn.Linear(1, 1)
 
-    with pytest.raises(AttributeError, match=r"Forgetful: call super\(\).__init__\(\)"):
-        Forgetful()
+    says = r"Forgetful\.__init__ must call super\(\)\.__init__\(\)"
+    with pytest.raises(RuntimeError, match=says):
+        Forgetful(layer=True)
+    forgetful = Forgetful(layer=False)
+    assert repr(forgetful) == "Forgetful()"
+    for use in (
+        lambda: forgetful.params,
+        lambda: forgetful.grads,
+        lambda: forgetful.add_param("w", np.zeros(1)),
+        forgetful.state_dict,
+        forgetful.eval,
+        lambda: nn.Sequential(forgetful).params,
+    ):
+        with pytest.raises(RuntimeError, match=says):
+            use()
 
     layer = nn.Layer()
     with pytest.raises(NotImplementedError, match="no forward"):

@@ -239,6 +239,31 @@ def test_check_accuracy() -> None:
         solver.check_accuracy(X[:0], y[:0])
 
 
+def test_labels_that_would_give_a_false_accuracy_are_refused() -> None:
+    data = toy_data()
+    for name in ("y_train", "y_val"):
+        column = {**data, name: data[name][:, None]}
+        with pytest.raises(
+            ValueError, match=rf"Solver: {name} must .*\(N,\), got shape \(\d+, 1\)"
+        ):
+            Solver(toy_model(), column)
+        with pytest.raises(ValueError, match=f"Solver: {name} must hold integer labels, got dtype"):
+            Solver(toy_model(), {**data, name: data[name] + 0.5})
+    solver = Solver(toy_model(), data)
+    X, y = data["X_val"], data["y_val"]
+    with pytest.raises(ValueError, match=r"check_accuracy: y must .*\(N,\), got shape \(20, 1\)"):
+        solver.check_accuracy(X, y[:, None])
+    with pytest.raises(ValueError, match=r"check_accuracy: y must hold integer labels"):
+        solver.check_accuracy(X, y / 2)
+    for label in (3, -1):
+        says = f"has the label {label}, the model has scores for 0 to 2"
+        wrong = np.where(np.arange(len(y)) == 7, label, y)
+        with pytest.raises(ValueError, match=f"check_accuracy: y {says}"):
+            solver.check_accuracy(X, wrong)
+        with pytest.raises(ValueError, match=f"check_accuracy: y_val {says}"):
+            Solver(toy_model(), {**data, "y_val": wrong}).evaluate()
+
+
 def test_accuracy_is_taken_in_inference_mode() -> None:
     model = toy_model()
     model[4].eval()  # type: ignore[attr-defined]
@@ -382,6 +407,8 @@ def test_loss_that_is_not_finite() -> None:
         ({"batch_size": True}, TypeError, "Solver: batch_size"),
         ({"lr_decay": 0.0}, ValueError, "Solver: lr_decay"),
         ({"lr_decay": 1.5}, ValueError, "Solver: lr_decay"),
+        ({"lr_decay": "1"}, TypeError, "Solver: lr_decay must be a number, got '1'"),
+        ({"num_val_samples": 1.5}, TypeError, "Solver: num_val_samples must be an integer, got"),
         ({"update_rule": "adagrad"}, ValueError, "update_rule must be one of .*got 'adagrad'"),
         ({"optim_config": {"beta1": 0.9}}, ValueError, r"unknown \['beta1'\]; it takes \['lr'"),
         ({"optim_config": {"lr": 1, "learning_rate": 1}}, ValueError, "both lr and learning_rate"),
@@ -413,6 +440,8 @@ def test_bad_models_and_data_are_named() -> None:
         Solver(model, {**data, "X_val": data["X_val"][:0], "y_val": data["y_val"][:0]})
     with pytest.raises(ValueError, match=r"Solver\.train: time_limit must be positive, got 0"):
         Solver(model, data).train(time_limit=0)
+    with pytest.raises(TypeError, match=r"Solver\.train: time_limit must be a number, got '3'"):
+        Solver(model, data).train(time_limit="3")  # type: ignore[arg-type]
 
 
 def test_progress_bar_is_on_request(capsys: pytest.CaptureFixture[str]) -> None:
@@ -638,6 +667,96 @@ def test_damaged_checkpoint_is_refused(tmp_path: Path, damage: Callable[[bytes],
     assert path.read_bytes() != whole
     with pytest.raises(CheckpointError, match=r"checkpoint\.safetensors is damaged"):
         Solver(toy_model(), toy_data(), num_epochs=1, checkpoint=tmp_path, resume=True)
+
+
+def test_a_flipped_bit_anywhere_is_seen(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    path = tmp_path / "checkpoint.safetensors"
+    checkpoint.write(path, {"a": np.arange(5.0), "b": [1, {"c": np.ones(3, np.float32)}]})
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"checkpoint\.safetensors is (damaged|no check)"):
+            checkpoint.read(path)
+
+
+GONE = object()
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "says"),
+    [
+        *((name, GONE, "is missing") for name in ("settings", "steps", "params", "order")),
+        *((name, GONE, "is missing") for name in ("train_acc_history", "optimizer", "generators")),
+        ("settings", None, "must be a dict"),
+        ("steps", -5, "must be at least 0, not -5"),
+        ("steps", 57.5, "must be an integer, not 57.5"),
+        ("steps", True, "must be an integer, not True"),
+        ("evaluated", 57, "must be 0 to 4, not 57"),
+        ("position", 9999, "must be 0 to 4, not 9999"),
+        ("order", None, "must be an array, not None"),
+        ("order", np.zeros(40, np.int64), "is no order of 40 examples"),
+        ("order", np.arange(40.0), "is no order of 40 examples"),
+        ("order", np.arange(40).reshape(5, 8), "is no order of 40 examples"),
+        ("loss_history", np.zeros(3), "has 3 losses of 4 steps"),
+        ("loss_history", [1.0], "must be an array"),
+        ("val_acc_history", np.zeros((2, 1)), "must be a list of floats"),
+        ("val_acc_history", np.zeros(1), "has length 1, not 2"),
+        ("best_val_acc", "0.5", "must be a number"),
+        ("params", {}, "must have .*not "),
+        ("buffers", [], "must be a dict"),
+        ("best_params", {"a": np.ones(1)}, "must have "),
+        ("params/5.bias", np.zeros(2), "must be an array of float64 of shape"),
+        ("best_buffers/1.running_mean", 3, "must be an array"),
+        ("generators", 5, "must be a list"),
+        ("optimizer", {}, "does not fit"),
+        ("optimizer/steps", -5, "does not fit"),
+        ("optimizer/steps", 57.5, "does not fit"),
+        ("optimizer/state", None, "does not fit"),
+    ],
+)
+def test_wrong_entry_of_a_checkpoint_is_named(
+    tmp_path: Path, entry: str, value: Any, says: str
+) -> None:
+    pytest.importorskip("safetensors")
+    settings: dict[str, Any] = {"num_epochs": 1, "batch_size": 10, "checkpoint": tmp_path}
+    Solver(toy_model(), toy_data(), update_rule="adam", **settings).train()
+    path = tmp_path / "checkpoint.safetensors"
+    tree = checkpoint.read(path)
+    name, _, key = entry.partition("/")
+    holder, last = (tree[name], key) if key else (tree, name)
+    if value is GONE:
+        del holder[last]
+    else:
+        assert last in holder
+        holder[last] = value
+    checkpoint.write(path, tree)
+    model = toy_model(seed=9)
+    before = model.state_dict()
+    with pytest.raises(CheckpointError, match=rf"safetensors: the entry '{name}.*{says}") as error:
+        Solver(model, toy_data(), update_rule="adam", resume=True, **settings)
+    assert "\n" not in str(error.value)
+    equal(model.state_dict(), before)
+
+
+def test_wrong_state_of_a_generator_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    Solver(toy_model(), toy_data(), num_epochs=1, checkpoint=tmp_path).train()
+    path = tmp_path / "checkpoint.safetensors"
+    tree = checkpoint.read(path)
+    del tree["generators"][0]["state"]
+    checkpoint.write(path, tree)
+    with pytest.raises(CheckpointError, match="'generators' holds no state of a generator"):
+        Solver(toy_model(), toy_data(), num_epochs=1, checkpoint=tmp_path, resume=True)
+
+
+def test_checkpoint_folder_that_is_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("")
+    with pytest.raises(NotADirectoryError, match=r"checkpoint must be a folder, .*file is a file"):
+        Solver(toy_model(), toy_data(), checkpoint=path)
 
 
 def test_other_safetensors_files_are_refused(tmp_path: Path) -> None:

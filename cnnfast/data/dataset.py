@@ -129,6 +129,8 @@ def split_off(
     who: str, X: Array, y: Array, num_val: int
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     """(X, y) of all but the last `num_val` examples, and of those; views."""
+    if isinstance(num_val, bool) or not isinstance(num_val, int | np.integer):
+        raise TypeError(f"{who}: num_val must be an integer, got {num_val!r}")
     if not 1 <= num_val < len(y):
         raise ValueError(
             f"{who}: num_val must be at least 1 and less than the {len(y)} training images, "

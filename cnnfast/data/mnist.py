@@ -17,6 +17,8 @@ from cnnfast.data.dataset import DataError, Dataset, checked_dtype, split_off
 __all__ = ["load_mnist"]
 
 PAGE = "http://yann.lecun.com/exdb/mnist/"
+MIRROR = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+_WHERE = f"{MIRROR} (PyTorch's mirror; their own page, {PAGE}, no longer serves them)"
 
 # The high bytes say uint8, the last the number of dimensions.
 _IMAGES, _LABELS = 0x0803, 0x0801
@@ -55,8 +57,9 @@ def load_mnist(
     References
     ----------
     LeCun, Bottou, Bengio and Haffner, "Gradient-based learning applied to document
-    recognition", 1998; the format is described on the page of the files,
-    http://yann.lecun.com/exdb/mnist/.
+    recognition", 1998. The format is described on the data set's own page,
+    http://yann.lecun.com/exdb/mnist/, which no longer serves the files; PyTorch's mirror,
+    https://ossci-datasets.s3.amazonaws.com/mnist/, does.
     """
     dtype = checked_dtype("load_mnist", dtype)
     X, y = _read_pair(Path(directory), "train", dtype)
@@ -92,7 +95,7 @@ def _find(directory: Path, name: str) -> Path:
                 return candidate
     raise FileNotFoundError(
         f"load_mnist: neither {name} nor {name}.gz in {directory} (nor in its mnist or MNIST/raw); "
-        f"the four files are at {PAGE}"
+        f"the four files are at {_WHERE}"
     )
 
 
@@ -131,4 +134,4 @@ def _times(shape: list[int]) -> str:
 
 
 def _damaged(path: Path, what: str) -> DataError:
-    return DataError(f"load_mnist: {path} {what}; a good copy is at {PAGE}")
+    return DataError(f"load_mnist: {path} {what}; good files are at {_WHERE}")

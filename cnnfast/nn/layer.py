@@ -39,6 +39,38 @@ class NamedArrays(dict[str, Array]):
         return dict, (dict(self),)
 
 
+class Gradients(NamedArrays):
+    """The gradients of a layer by name, where setting an entry hands one in.
+
+    The name is that of any parameter of the layer, whether or not it has a gradient yet. The
+    gradient is copied, in the dtype of its parameter, whose shape it must have.
+    """
+
+    def __init__(self, layer: Layer) -> None:
+        self._holders = {
+            _dotted(prefix, name): (inner, name)
+            for prefix, inner in layer.named_layers()
+            for name in inner._param_names
+            if inner.__dict__[name] is not None
+        }
+        super().__init__(
+            (dotted, inner._grads[name])
+            for dotted, (inner, name) in self._holders.items()
+            if name in inner._grads
+        )
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name not in self._holders:
+            raise KeyError(f"{name!r} is not one of the parameters {list(self._holders)}")
+        # In place already, as after ``grads[name] *= 2``.
+        if name in self and value is self[name]:
+            return
+        layer, own_name = self._holders[name]
+        where = f"{type(layer).__name__}: the gradient of {own_name!r}"
+        layer._grads[own_name] = _converted(where, value, layer.__dict__[own_name])
+        dict.__setitem__(self, name, layer._grads[own_name])
+
+
 class LoadResult(NamedTuple):
     """What `Layer.load_state_dict` did not find (`missing_keys`) or not use."""
 
@@ -52,7 +84,8 @@ class Layer:
     A layer of one's own is a subclass that calls ``super().__init__()`` and has a `forward` and a
     `backward`. Layers that it keeps as attributes become part of it, under the attribute's name
     and in the order of assignment, as in PyTorch; arrays become parameters or buffers through
-    `add_param` and `add_buffer`.
+    `add_param` and `add_buffer`. Its `backward` sets ``self.grads[name]`` for each parameter of its
+    own.
 
     A layer remembers its last forward pass, and `backward` goes back through that one. So use one
     layer object for each place in a network, do not change an input in between, and do not call
@@ -65,7 +98,8 @@ class Layer:
         Whether the layer behaves as in training (batch statistics, dropout) or as in inference.
     params, grads, buffers : dict of str to ndarray
         The arrays of this layer and of all layers inside it, in PyTorch's order, named as in the
-        state dict. They are the live arrays, and setting an entry writes into the live array.
+        state dict. They are the live arrays. Setting an entry of `params` or `buffers` writes into
+        the live array; setting one of `grads` gives the parameter that gradient, copied.
         `grads` holds what the last `backward` left: each call overwrites it, nothing accumulates.
         A gradient has the shape and dtype of its parameter.
     needs_input_grad : bool
@@ -98,6 +132,23 @@ class Layer:
     >>> y = layer(np.ones((4, 3), np.float32))
     >>> layer.backward(np.ones_like(y)).shape, layer.grads["fc.bias"]
     ((4, 3), array([8., 8.], dtype=float32))
+
+    One with a parameter of its own, whose gradient it hands in:
+
+    >>> class Scale(nn.Layer):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.add_param("scale", np.ones(3))
+    ...     def forward(self, x):
+    ...         self._x = x
+    ...         return x * self.scale
+    ...     def backward(self, dy):
+    ...         self.grads["scale"] = (dy * self._x).sum(0)
+    ...         return dy * self.scale
+    >>> scale = Scale()
+    >>> dx = scale.backward(np.ones_like(scale(np.ones((4, 3)))))
+    >>> scale.grads["scale"]
+    array([4., 4., 4.])
     """
 
     training: bool
@@ -167,8 +218,8 @@ class Layer:
         try:
             return self.__dict__[registry]
         except KeyError:
-            raise AttributeError(
-                f"{type(self).__name__}: call super().__init__() before adding layers or arrays"
+            raise RuntimeError(
+                f"{type(self).__name__}.__init__ must call super().__init__() before anything else"
             ) from None
 
     def _check_name(self, name: str) -> None:
@@ -222,8 +273,9 @@ class Layer:
         >>> [name for name, _ in net.named_layers()]
         ['', '0', '1', '1.0']
         """
+        layers = self._names("_layers")
         yield prefix, self
-        for name, layer in self._layers.items():
+        for name, layer in layers.items():
             yield from layer.named_layers(_dotted(prefix, name))
 
     def _arrays(self, *registries: str) -> Iterator[tuple[str, Array]]:
@@ -243,11 +295,7 @@ class Layer:
 
     @property
     def grads(self) -> NamedArrays:
-        return NamedArrays(
-            (_dotted(prefix, name), grad)
-            for prefix, layer in self.named_layers()
-            for name, grad in layer._grads.items()
-        )
+        return Gradients(self)
 
     # Settings
 
@@ -375,7 +423,7 @@ class Layer:
         return ""
 
     def __repr__(self) -> str:
-        if not self._layers:
+        if not self.__dict__.get("_layers"):
             return f"{type(self).__name__}({self.extra_repr()})"
         lines = [f"({name}): {layer!r}" for name, layer in self._layers.items()]
         if self.extra_repr():

@@ -7,6 +7,7 @@ that there is never half of a new checkpoint beside half of an old one.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 __all__ = ["CheckpointError", "read", "write"]
 
-_FORMAT = "cnnfast checkpoint 1"
+_FORMAT = "cnnfast checkpoint 2"
 
 
 class CheckpointError(ValueError):
@@ -44,7 +45,7 @@ def write(path: Path, tree: dict[str, Any]) -> None:
 
     tensors: dict[str, NDArray[Any]] = {}
     text = json.dumps(_take_arrays(tree, "", tensors))
-    data = save(tensors, {"format": _FORMAT, "tree": text})
+    data = save(tensors, {"format": _FORMAT, "tree": text, "checksum": _checksum(text, tensors)})
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as file:
         file.write(data)
@@ -81,12 +82,28 @@ def read(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if metadata.get("format") != _FORMAT:
-            raise CheckpointError(f"{path} is no checkpoint of this version of cnnfast")
-        tree: dict[str, Any] = _put_arrays(json.loads(metadata["tree"]), tensors)
-    except (SafetensorError, json.JSONDecodeError, KeyError) as error:
+    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged ({error})") from error
+    if metadata.get("format") != _FORMAT:
+        raise CheckpointError(f"{path} is no checkpoint of this version of cnnfast")
+    text = metadata.get("tree", "")
+    if metadata.get("checksum") != _checksum(text, tensors):
+        raise CheckpointError(f"{path} is damaged (its checksum does not fit what it holds)")
+    try:
+        tree = _put_arrays(json.loads(text), tensors)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged (its tree cannot be read: {error})") from error
+    if not isinstance(tree, dict):
+        raise CheckpointError(f"{path} is damaged (its tree is no dict)")
     return tree
+
+
+def _checksum(text: str, tensors: dict[str, NDArray[Any]]) -> str:
+    digest = hashlib.blake2b(text.encode(), digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype.str} {tensor.shape}".encode())
+        digest.update(tensor.tobytes())
+    return digest.hexdigest()
 
 
 def _take_arrays(tree: Any, name: str, tensors: dict[str, NDArray[Any]]) -> Any:

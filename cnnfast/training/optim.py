@@ -147,6 +147,9 @@ class Optimizer:
             raise ValueError(f"{who}.load_state_dict: state of {state.get('optimizer')!r}")
         where = f"{who}.load_state_dict"
         _same_names(where, "hyper", state["hyper"], dict.fromkeys(self.hyperparameters))
+        steps = state["steps"]
+        if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 0:
+            raise ValueError(f"{where}: steps must be an integer of at least 0, got {steps!r}")
         fresh = type(self)(self.params, **state["hyper"])
         _same_names(where, "state", state["state"], fresh._state)
         for slot, arrays in state["state"].items():
@@ -159,7 +162,7 @@ class Optimizer:
                         f"its parameter {target.shape}"
                     )
                 np.copyto(target, a)
-        fresh.steps = int(state["steps"])
+        fresh.steps = int(steps)
         self.__dict__.update(fresh.__dict__)
 
     def __repr__(self) -> str:

@@ -170,6 +170,7 @@ class Solver:
             ("checkpoint_every", checkpoint_every),
         ):
             _positive(name, count)
+        _number("Solver: lr_decay", lr_decay)
         if not 0 < lr_decay <= 1:
             raise ValueError(f"Solver: lr_decay must be in (0, 1], got {lr_decay!r}")
         if (resume or checkpoint_every) and checkpoint is None:
@@ -222,7 +223,10 @@ class Solver:
         self.checkpoint_every = checkpoint_every
         self._checkpoint: Path | None = None
         if checkpoint is not None:
-            self._checkpoint = Path(checkpoint) / "checkpoint.safetensors"
+            folder = Path(checkpoint)
+            if folder.exists() and not folder.is_dir():
+                raise NotADirectoryError(f"Solver: checkpoint must be a folder, {folder} is a file")
+            self._checkpoint = folder / "checkpoint.safetensors"
             self._settings = self._comparable_settings()
             if resume and self._checkpoint.is_file():
                 self._load_checkpoint(self._checkpoint)
@@ -249,8 +253,10 @@ class Solver:
             If a loss is not finite (see `allow_nonfinite`). The model then has the weights that
             gave that loss; `best_params` are of the last good evaluation.
         """
-        if time_limit is not None and not time_limit > 0:
-            raise ValueError(f"Solver.train: time_limit must be positive, got {time_limit!r}")
+        if time_limit is not None:
+            _number("Solver.train: time_limit", time_limit)
+            if not time_limit > 0:
+                raise ValueError(f"Solver.train: time_limit must be positive, got {time_limit!r}")
         clock = _Clock(time_limit)
         self._take_up()
         before = self._modes()
@@ -327,8 +333,10 @@ class Solver:
 
         Parameters
         ----------
-        X, y : ndarray
-            Examples and labels.
+        X : ndarray, (N, ...)
+            Examples.
+        y : ndarray of int, (N,)
+            Labels.
         num_samples : int, optional
             Take so many of them only, evenly spaced: the same ones each time.
         batch_size : int
@@ -338,7 +346,15 @@ class Solver:
         -------
         float
             Between 0 and 1.
+
+        Raises
+        ------
+        ValueError
+            If there is not one integer label for each example, or one that has no score.
         """
+        X, y = np.asarray(X), np.asarray(y)
+        name = next((name for name in ("y_train", "y_val") if y is getattr(self, name)), "y")
+        _labels("check_accuracy", name, y)
         N = len(y)
         if len(X) != N:
             raise ValueError(f"check_accuracy: X has {len(X)} examples, y has {N}")
@@ -352,8 +368,20 @@ class Solver:
         right = 0
         for start in range(0, N, batch_size):
             part = slice(start, start + batch_size)
-            scores = np.asarray(self._scores(X[part]))
-            right += int(np.count_nonzero(scores.argmax(axis=1) == y[part]))
+            scores, labels = np.asarray(self._scores(X[part])), y[part]
+            if scores.ndim != 2 or len(scores) != len(labels):
+                raise ValueError(
+                    f"check_accuracy: the model's scores must have shape ({len(labels)}, classes), "
+                    f"got {scores.shape}"
+                )
+            classes = scores.shape[1]
+            outside = labels[(labels < 0) | (labels >= classes)]
+            if outside.size:
+                raise ValueError(
+                    f"check_accuracy: {name} has the label {outside[0]}, "
+                    f"the model has scores for 0 to {classes - 1}"
+                )
+            right += int(np.count_nonzero(scores.argmax(axis=1) == labels))
         return right / N
 
     def _loss(self, X: Array, y: Array) -> tuple[float, Mapping[str, Array]]:
@@ -463,30 +491,52 @@ class Solver:
         )
 
     def _load_checkpoint(self, path: Path) -> None:
-        state = checkpoints.read(path)
+        # All of it is looked at before the model changes.
+        saved = _Entries(path, checkpoints.read(path))
+        settings = saved.mapping("settings")
         for name, ours in self._settings.items():
-            theirs = state["settings"].get(name)
-            if theirs != ours:
+            if settings.get(name) != ours:
                 raise CheckpointError(
-                    f"{path} is of a run with {name} {theirs}, this one has {ours}"
+                    f"{path} is of a run with {name} {settings.get(name)}, this one has {ours}"
                 )
+        steps = saved.count("steps")
+        evaluated = saved.count("evaluated", most=steps)
+        position = saved.count("position", most=self._order.batches_per_epoch)
+        order = saved.get("order", np.ndarray, "an array")
+        N = len(self.y_train)
+        if (order.dtype, order.shape) != (np.int64, (N,)) or np.any(np.sort(order) != np.arange(N)):
+            raise saved.wrong("order", f"is no order of {N} examples")
+        losses, train, val = (
+            saved.history(f"{name}_history") for name in ("loss", "train_acc", "val_acc")
+        )
+        if len(losses) < steps:
+            raise saved.wrong("loss_history", f"has {len(losses)} losses of {steps} steps")
+        if len(train) != len(val):
+            raise saved.wrong("val_acc_history", f"has length {len(val)}, not {len(train)}")
+        best = saved.get("best_val_acc", (int, float), "a number")
+        params = saved.arrays("params", self.model.params)
+        buffers = saved.arrays("buffers", self._buffers())
+        evaluations = bool(saved.mapping("best_params"))
+        best_params = saved.arrays("best_params", self.model.params if evaluations else {})
+        best_buffers = saved.arrays("best_buffers", self._buffers() if evaluations else {})
         generators = self._generators()
-        kinds = [g.bit_generator.state["bit_generator"] for g in generators]
-        if kinds != [s["bit_generator"] for s in state["generators"]]:
-            raise CheckpointError(f"{path} is of a run with other random generators than {kinds}")
+        states = saved.generator_states("generators", generators)
+        try:
+            self.optimizer.load_state_dict(saved.mapping("optimizer"))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise saved.wrong("optimizer", f"does not fit ({error})") from error
 
-        self._write(state["params"], state["buffers"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for generator, saved in zip(generators, state["generators"], strict=True):
-            generator.bit_generator.state = saved
-        self._order.order, self._order.position = state["order"], state["position"]
-        self.loss_history = state["loss_history"].tolist()
-        self.train_acc_history = state["train_acc_history"].tolist()
-        self.val_acc_history = state["val_acc_history"].tolist()
-        self._evaluated = state["evaluated"]
-        self.best_val_acc = state["best_val_acc"]
-        self.best_params, self._best_buffers = state["best_params"], state["best_buffers"]
-        self.steps = self.resumed_from = self._saved = state["steps"]
+        self._write(params, buffers)
+        for generator, state in zip(generators, states, strict=True):
+            generator.bit_generator.state = state
+        self._order.order, self._order.position = order, position
+        self.loss_history, self.train_acc_history, self.val_acc_history = losses, train, val
+        self._evaluated = evaluated
+        self.best_val_acc = float(best)
+        self.best_params, self._best_buffers = best_params, best_buffers
+        self.steps = self.resumed_from = self._saved = steps
 
     @contextmanager
     def _progress_bar(self) -> Iterator[Callable[..., None]]:
@@ -512,6 +562,84 @@ class Solver:
                 bar.update(steps)
 
             yield update
+
+
+class _Entries:
+    """The entries of a checkpoint; one that is missing or wrong is a `CheckpointError`."""
+
+    def __init__(self, path: Path, tree: Mapping[str, Any]) -> None:
+        self._path = path
+        self._tree = tree
+
+    def wrong(self, name: str, what: str) -> CheckpointError:
+        return CheckpointError(f"{self._path}: the entry {name!r} {what}")
+
+    def get(self, name: str, kind: type | tuple[type, ...], what: str) -> Any:
+        if name not in self._tree:
+            raise self.wrong(name, "is missing")
+        value = self._tree[name]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise self.wrong(name, f"must be {what}, not {_shortened(value)}")
+        return value
+
+    def mapping(self, name: str) -> dict[str, Any]:
+        value: dict[str, Any] = self.get(name, dict, "a dict")
+        return value
+
+    def count(self, name: str, most: float = math.inf) -> int:
+        value: int = self.get(name, int, "an integer")
+        if not 0 <= value <= most:
+            limit = "at least 0" if most == math.inf else f"0 to {most}"
+            raise self.wrong(name, f"must be {limit}, not {_shortened(value)}")
+        return value
+
+    def history(self, name: str) -> list[float]:
+        array = self.get(name, np.ndarray, "an array")
+        if array.ndim != 1 or array.dtype != np.float64:
+            raise self.wrong(name, f"must be a list of floats, not {_shortened(array)}")
+        values: list[float] = array.tolist()
+        return values
+
+    def arrays(self, name: str, like: Mapping[str, Array]) -> dict[str, Array]:
+        """Arrays of the same names, shapes and dtypes as `like`."""
+        found = self.mapping(name)
+        if set(found) != set(like):
+            raise self.wrong(name, f"must have {sorted(like)}, not {sorted(found)}")
+        for key, ours in like.items():
+            theirs = found[key]
+            if (
+                not isinstance(theirs, np.ndarray)
+                or theirs.shape != ours.shape
+                or theirs.dtype != ours.dtype
+            ):
+                raise self.wrong(
+                    f"{name}/{key}", f"must be {_shortened(ours)}, not {_shortened(theirs)}"
+                )
+        return found
+
+    def generator_states(self, name: str, generators: list[np.random.Generator]) -> list[Any]:
+        states: list[Any] = self.get(name, list, "a list")
+        kinds = [type(g.bit_generator).__name__ for g in generators]
+        theirs = [s.get("bit_generator") if isinstance(s, dict) else None for s in states]
+        if theirs != kinds:
+            raise CheckpointError(
+                f"{self._path} is of a run with other random generators than {kinds}"
+            )
+        for generator, state in zip(generators, states, strict=True):
+            try:
+                # On another one, so that an error changes nothing.
+                type(generator.bit_generator)().state = state
+            except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+                raise self.wrong(name, f"holds no state of a generator ({error!r})") from error
+        return states
+
+
+def _shortened(value: Any) -> str:
+    """A value, or what sort of array it is, in one line."""
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype} of shape {value.shape}"
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."
 
 
 class _Clock:
@@ -543,11 +671,26 @@ def _positive(name: str, count: Any) -> None:
         raise ValueError(f"Solver: {name} must be at least 1, got {count}")
 
 
+def _number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+
+
+def _labels(who: str, name: str, y: Array) -> None:
+    if y.ndim != 1:
+        raise ValueError(
+            f"{who}: {name} must hold one label for each example, shape (N,), got shape {y.shape}"
+        )
+    if y.size and y.dtype.kind not in "iub":
+        raise ValueError(f"{who}: {name} must hold integer labels, got dtype {y.dtype}")
+
+
 def _examples(data: Mapping[str, Array], part: str) -> tuple[Array, Array]:
     for name in (f"X_{part}", f"y_{part}"):
         if name not in data:
             raise ValueError(f"Solver: data has no {name!r}, only {sorted(data)}")
     X, y = np.asarray(data[f"X_{part}"]), np.asarray(data[f"y_{part}"])
+    _labels("Solver", f"y_{part}", y)
     if len(X) != len(y):
         raise ValueError(f"Solver: X_{part} has {len(X)} examples, y_{part} has {len(y)}")
     if len(y) == 0:
