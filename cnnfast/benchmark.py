@@ -102,7 +102,8 @@ class Plan:
         Raises
         ------
         ValueError
-            There is no such suite, dtype, method, case, or number of threads.
+            There is no such suite, dtype, method, case, or number of threads; or there is nothing
+            to compare with the loops.
         """
         if self.suite not in SUITES:
             raise ValueError(f"there is no suite {self.suite!r}; there are {', '.join(SUITES)}")
@@ -125,6 +126,13 @@ class Plan:
         cases = [case for case in SUITES[self.suite] if self.only in case.label]
         if not cases:
             raise ValueError(f"no case of the suite {self.suite} is named {self.only!r}")
+        if self.methods is not None and not self.peers:
+            able = {"auto"}.union(*(dispatch.methods(case.op) for case in cases)) - {"naive"}
+            if able.isdisjoint(self.methods):
+                raise ValueError(
+                    "nothing to compare: methods must have at least one of "
+                    f"{', '.join(sorted(able))}"
+                )
         return cases
 
 

@@ -62,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0 on success, 1 if methods disagree, 2 for a user's mistake, 130 if
         interrupted.
     """
+    _open_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     command = words[0] if words and words[0] in _COMMANDS else ""
     name = f"cnnfast {command}".strip()
@@ -83,6 +84,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ArithmeticError, RuntimeError) as failure:
         return _complain(name, failure, 1)
     return 0
+
+
+def _open_streams() -> None:
+    """Where the shell closed one (`cnnfast info >&-`), what goes there goes nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
 
 
 def _complain(name: str, what: object, status: int) -> int:
@@ -118,10 +126,11 @@ def _command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _add_json(parser: argparse.ArgumentParser) -> None:
+def _add_json(parser: argparse.ArgumentParser, default: Any = None) -> None:
     parser.add_argument(
-        "--json", metavar="FILE", help="write the result as JSON; - prints it and nothing else"
-    )
+        "--json", metavar="FILE", default=default,
+        help="write the result as JSON; - prints it and nothing else",
+    )  # fmt: skip
 
 
 def _add_plot(parser: argparse.ArgumentParser, what: str) -> None:
@@ -135,6 +144,16 @@ def _positive(text: str) -> int:
     return number
 
 
+_MOST_THREADS = 1024
+
+
+def _threads(text: str) -> int:
+    number = _positive(text)
+    if number > _MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"must be at most {_MOST_THREADS}, not {number}")
+    return number
+
+
 def _positive_float(text: str) -> float:
     number = float(text)
     if not 0 < number < math.inf:
@@ -142,18 +161,19 @@ def _positive_float(text: str) -> float:
     return number
 
 
-_positive.__name__, _positive_float.__name__ = "whole number", "number"
+_positive.__name__ = _threads.__name__ = "whole number"
+_positive_float.__name__ = "number"
 
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(_positive(word) for word in text.split(","))
+def _thread_counts(text: str) -> tuple[int, ...]:
+    return tuple(_threads(word) for word in text.split(","))
 
 
-_numbers.__name__ = "list of whole numbers"
+_thread_counts.__name__ = "list of whole numbers"
 
 
 # Files: looked at before the work starts, written at once or not at all.
@@ -176,25 +196,40 @@ def _check_target(flag: str, name: str) -> None:
     path = Path(name)
     if not name or path.is_dir():
         raise _MistakeError(f"{flag} {name!r} is not the name of a file")
-    if not path.parent.is_dir():
-        raise _MistakeError(f"{flag} {name}: there is no folder {path.parent}")
-    if not os.access(path.parent, os.W_OK):
-        raise _MistakeError(f"{flag} {name}: the folder {path.parent} is not writable")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise _MistakeError(f"{flag} {name}: the file is not writable")
+    if _is_special(path):
+        return
+    folder = path.parent if not path.is_symlink() else Path(os.path.realpath(path)).parent
+    if not folder.is_dir():
+        raise _MistakeError(f"{flag} {name}: there is no folder {folder}")
+    if not os.access(folder, os.W_OK):
+        raise _MistakeError(f"{flag} {name}: the folder {folder} is not writable")
+
+
+def _is_special(path: Path) -> bool:
+    """Whether it is a device or a pipe: something to write to, not to replace."""
+    return path.exists() and not path.is_file()
 
 
 def _write(name: str, content: bytes) -> None:
     """Write a file so that nobody ever sees half of it."""
-    path = Path(name)
+    if _is_special(Path(name)):
+        Path(name).write_bytes(content)
+        return
+    path = Path(os.path.realpath(name))  # of a link, what it points to
     with tempfile.NamedTemporaryFile(
         dir=path.parent, prefix=f".{path.name}.", delete=False
     ) as file:
         try:
             file.write(content)
             file.close()
-            # A temporary file is its owner's alone; a result is as public as the umask says.
+            # A temporary file is its owner's alone; a result is as public as the file was that it
+            # replaces, or as the umask says.
             umask = os.umask(0)
             os.umask(umask)
-            Path(file.name).chmod(0o666 & ~umask)
+            mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~umask
+            Path(file.name).chmod(mode)
             Path(file.name).replace(path)
         except BaseException:
             Path(file.name).unlink(missing_ok=True)
@@ -228,7 +263,10 @@ def _write_json(args: argparse.Namespace, value: Mapping[str, Any]) -> None:
 
 
 class _Screen:
-    """Prints for people, in 80 columns; nothing where JSON goes to stdout."""
+    """Prints for people, in 80 columns; nothing where JSON goes to stdout.
+
+    A narrower terminal wraps the lines: nothing is cut.
+    """
 
     def __init__(self, args: argparse.Namespace) -> None:
         self._silent = args.json == "-"
@@ -243,7 +281,7 @@ class _Screen:
                 markup=False,
                 emoji=False,
                 soft_wrap=True,
-                width=None if terminal else 80,
+                width=200,
                 force_terminal=None if terminal else False,
                 color_system="auto" if terminal else None,
             )
@@ -397,7 +435,7 @@ def _add_bench(commands: Any) -> None:
         help="default: float32,float64",
     )  # fmt: skip
     parser.add_argument(
-        "--threads", type=_numbers, default=(1,), metavar="N,...", help="default: 1"
+        "--threads", type=_thread_counts, default=(1,), metavar="N,...", help="default: 1"
     )
     parser.add_argument(
         "--methods", type=_names, metavar="M,...", help="only these methods of cnnfast"
@@ -448,6 +486,8 @@ def _bench(args: argparse.Namespace) -> None:
         _write(args.plot, _draw_speedups(report, args.plot))
     basics = {key: report.environment[key] for key in ("compiled", "isa")}
     _write_json(args, {**basics, "threads": plan.threads, **report.asdict()})
+    if all(r.method == "naive" or r.max_error is None for r in report.results):
+        raise _MistakeError("nothing was compared: every call was refused")
     ours = [r for r in report.results if not r.peer]
     wrong = sum(r.wrong for r in ours)
     if wrong:
@@ -536,14 +576,15 @@ def _add_explain(commands: Any, words: Sequence[str]) -> None:
         "explain",
         help="which method would run for a call, and why not the others",
         description="Which method would run for a call, and why not the others.",
+        epilog=f"Operations: {', '.join(dispatch.TABLE)}. Each has a --help of its own.",
     )
+    _add_explain_options(parser, None, "float32")
     operations = parser.add_subparsers(dest="op", metavar="OPERATION", required=True)
     for op in dispatch.TABLE:
         operation = operations.add_parser(op, description=f"What would run for {op}.")
         if op not in words:
             continue  # nobody will ask it for its arguments, which are many
-        _add_json(operation)
-        operation.add_argument("--dtype", default="float32", choices=("float32", "float64"))
+        _add_explain_options(operation, argparse.SUPPRESS, argparse.SUPPRESS)
         parameters = inspect.signature(getattr(functional, op)).parameters
         for name, parameter in parameters.items():
             if name == "rng":
@@ -558,6 +599,12 @@ def _add_explain(commands: Any, words: Sequence[str]) -> None:
                 default=argparse.SUPPRESS,
                 help="1,3,32,32" if array else None,
             )
+
+
+def _add_explain_options(parser: argparse.ArgumentParser, json: Any, dtype: str) -> None:
+    """Options that may stand on either side of the operation's name, and their defaults."""
+    _add_json(parser, default=json)
+    parser.add_argument("--dtype", default=dtype, choices=("float32", "float64"))
 
 
 def _shape(text: str) -> tuple[int, ...]:
@@ -655,10 +702,12 @@ def _verify(args: argparse.Namespace) -> None:
         screen.line(failure)
     if len(failures) > _SHOWN_FAILURES:
         screen.line(f"... and {len(failures) - _SHOWN_FAILURES} more kinds (see --json)")
-    if not failed:
+    if compared and not failed:
         screen.line(f"{compared} comparisons, all within their bounds (seed {args.seed}).")
     results = [vars(row) for row in rows]
     _write_json(args, {**_basics(), "seed": args.seed, "failed": failed, "results": results})
+    if not compared:
+        raise _MistakeError("nothing was compared: every call was refused")
     if failed:
         raise _DisagreementError(f"{failed} of {compared} comparisons disagree with naive")
 
@@ -694,13 +743,16 @@ def _add_train(commands: Any) -> None:
     parser.add_argument("--data-dir", metavar="DIR", help="where the files of mnist, cifar10 are")
     parser.add_argument("--model", default="small", choices=_MODELS, help="default: small")
     parser.add_argument("--epochs", type=_positive, metavar="N")
-    parser.add_argument("--time-limit", type=_positive_float, metavar="S", help="in seconds")
+    parser.add_argument(
+        "--time-limit", type=_positive_float, metavar="S",
+        help="seconds of training; loading and the final evaluation come on top",
+    )  # fmt: skip
     parser.add_argument("--batch-size", type=_positive, metavar="N")
     parser.add_argument("--lr", type=_positive_float, help="the highest learning rate, of Adam")
     parser.add_argument("--checkpoint", metavar="DIR", help="keep the state of the run there")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="default: 0")
-    parser.add_argument("--threads", type=_positive, metavar="N", help="default: all processors")
+    parser.add_argument("--threads", type=_threads, metavar="N", help="default: all processors")
     _add_plot(parser, "the curves and the first filters")
 
 
@@ -712,10 +764,9 @@ def _train(args: argparse.Namespace) -> None:
     from cnnfast.nn import CrossEntropyLoss
     from cnnfast.training import Solver
 
-    if args.resume and args.checkpoint is None:
-        raise _MistakeError("--resume needs --checkpoint DIR")
     if args.seed < 0:
         raise _MistakeError(f"--seed must be at least 0, not {args.seed}")
+    resumed = _finds_checkpoint(args)
     screen = _Screen(args)
     if args.threads is not None:
         cnnfast.set_num_threads(args.threads)
@@ -731,8 +782,9 @@ def _train(args: argparse.Namespace) -> None:
         f"{sizes[1]:,} to choose by, {sizes[2]:,} to test on. Model {args.model}: {size:,} "
         "parameters."
     )
-    progress = importlib.util.find_spec("tqdm") is not None
-    if not progress:
+    terminal = sys.stderr.isatty()
+    progress = terminal and importlib.util.find_spec("tqdm") is not None
+    if terminal and not progress:
         screen.line("There is no progress bar without tqdm (pip install 'cnnfast[cli]').")
     # The courses' models bring their own loss.
     loss = CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
@@ -751,8 +803,13 @@ def _train(args: argparse.Namespace) -> None:
         checkpoint=args.checkpoint,
         resume=args.resume,
     )
-    if solver.resumed_from:
-        screen.line(f"Going on from step {solver.resumed_from:,}.")
+    if resumed:
+        screen.paragraph(
+            f"Going on from step {solver.resumed_from:,} with the random state of the checkpoint: "
+            "--seed has no effect."
+        )
+    elif args.resume:
+        screen.line(f"No checkpoint in {args.checkpoint} yet: starting from the beginning.")
     start = time.perf_counter()
     # A loss that is not finite is the Solver's to report, once.
     with np.errstate(over="ignore", invalid="ignore"):
@@ -782,7 +839,8 @@ def _train(args: argparse.Namespace) -> None:
             "data": args.data,
             "model": args.model,
             "parameters": size,
-            "seed": args.seed,
+            # The seed of the run's beginning is not in the checkpoint.
+            "seed": None if resumed else args.seed,
             **accuracies,
             "seconds": seconds,
             "epochs": solver.epoch,
@@ -793,6 +851,25 @@ def _train(args: argparse.Namespace) -> None:
             "val_acc_history": solver.val_acc_history,
         },
     )
+
+
+def _finds_checkpoint(args: argparse.Namespace) -> bool:
+    """Whether this run goes on from a checkpoint; complains of what cannot work."""
+    if args.checkpoint is None:
+        if args.resume:
+            raise _MistakeError("--resume needs --checkpoint DIR")
+        return False
+    folder = Path(args.checkpoint)
+    if not args.checkpoint or (folder.exists() and not folder.is_dir()):
+        raise _MistakeError(f"--checkpoint {args.checkpoint!r} is not the name of a folder")
+    if importlib.util.find_spec("safetensors") is None:
+        raise _MistakeError("--checkpoint needs safetensors: pip install 'cnnfast[save]'")
+    found = (folder / "checkpoint.safetensors").is_file()
+    if found and not args.resume:
+        raise _MistakeError(
+            f"--checkpoint {folder} holds a checkpoint already: add --resume to go on from it"
+        )
+    return found
 
 
 def _limit_blas(threads: int, screen: _Screen) -> None:

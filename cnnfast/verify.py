@@ -106,7 +106,8 @@ def verify(
     Raises
     ------
     ValueError
-        An unknown operation, method, dtype or peer, or fewer than one case.
+        An unknown operation, method, dtype or peer, fewer than one case, or nothing to
+        compare: none of the methods is one of the operations'.
     ImportError
         A peer is not installed.
 
@@ -139,6 +140,8 @@ def verify(
         for number in range(cases):
             _compare_all(op, [seed, zlib.crc32(op.encode()), number], libraries, table)
         rows += table.values()
+    if not rows:
+        raise ValueError("verify: nothing to compare: no such method serves such an operation")
     return rows
 
 

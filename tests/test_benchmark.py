@@ -104,6 +104,8 @@ def test_the_layers_of_the_networks_fit_together() -> None:
         ({"dtypes": ("float16",)}, "'float16'"),
         ({"dtypes": ()}, "at least one"),
         ({"methods": ("magic",)}, "'magic'"),
+        ({"methods": ()}, "nothing to compare"),
+        ({"methods": ("naive", "toeplitz"), "only": "pool"}, "nothing to compare"),
         ({"threads": (0,)}, "threads must be at least 1, not 0"),
         ({"only": "zzz"}, "'zzz'"),
         ({"seconds": 0.0}, "positive"),

@@ -86,12 +86,60 @@ def test_json_goes_to_a_file_as_well_as_words_to_the_screen(tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["info.json"]
 
 
+def test_json_does_not_replace_a_device_or_a_pipe(tmp_path: Path) -> None:
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("there are no named pipes")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert cli.main(["info", "--json", str(pipe)]) == 0
+        assert json.loads(os.read(reader, 1 << 16))["version"] == cnnfast.__version__
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+    assert cli.main(["info", "--json", os.devnull]) == 0
+    assert not Path(os.devnull).is_file()
+
+
+def test_json_keeps_a_link_and_the_mode_of_a_file(tmp_path: Path) -> None:
+    file, link = tmp_path / "there" / "info.json", tmp_path / "link.json"
+    file.parent.mkdir()
+    file.write_text("old")
+    file.chmod(0o640)
+    link.symlink_to(file)
+    assert cli.main(["info", "--json", str(link)]) == 0
+    assert link.is_symlink()
+    assert json.loads(file.read_text())["version"] == cnnfast.__version__
+    assert os.name != "posix" or file.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_file_that_may_not_be_written_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "info.json"
+    file.write_text("old")
+    # Nothing is forbidden to root, who may run this.
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != file)
+    status = cli.main(["info", "--json", str(file)])
+    check_mistake(status, *capsys.readouterr(), "is not writable")
+    assert file.read_text() == "old"
+
+
+def test_closed_streams_are_no_drama(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    assert cli.main(["info"]) == 0
+    assert cli.main(["fly"]) == 2
+
+
 def test_version_and_help() -> None:
     assert run("--version").stdout == f"cnnfast {cnnfast.__version__}\n"
     for words in ((), ("bench",), ("train",), ("explain",), ("explain", "conv2d")):
         done = run(*words, "--help", COLUMNS="80")
         assert done.returncode == 0
         check_reads_well(done.stdout)
+    assert "come on top" in " ".join(run("train", "--help").stdout.split())
 
 
 @needs_matplotlib
@@ -213,6 +261,20 @@ def test_explain_knows_every_operation(op: str, capsys: pytest.CaptureFixture[st
     assert "naive" in capsys.readouterr().out
 
 
+def test_explain_lists_the_operations(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["explain", "--help"])
+    words = capsys.readouterr().out.replace(",", " ").replace(".", " ").split()
+    assert set(functional.dispatch.TABLE) <= set(words)
+
+
+def test_explain_takes_its_options_before_the_operation(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["explain", "--json", "-", "--dtype", "float64", "relu", "--x", "2,3"]) == 0
+    assert json.loads(capsys.readouterr().out)["dtype"] == "float64"
+
+
 def test_verify(tmp_path: Path) -> None:
     file = tmp_path / "verify.json"
     done = run("verify", "--cases", "2", "--seed", "3", "--json", str(file))
@@ -239,6 +301,39 @@ def test_verify_fails_where_a_method_disagrees(
     assert captured.err == "cnnfast verify: 4 of 8 comparisons disagree with naive\n"
 
 
+def test_to_compare_nothing_is_a_mistake(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(x: Any, *, method: str) -> Any:
+        raise functional.dispatch.MethodError("cannot serve: not today")
+
+    monkeypatch.setattr(functional, "tanh", refuse)
+    assert cli.main(["verify", "--ops", "tanh", "--cases", "1"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == "cnnfast verify: nothing was compared: every call was refused\n"
+    assert "0 comparisons" not in captured.out
+
+    naive = benchmark.Result("layer", "conv2d", "forward", "float32", 1, "naive", max_error=0.0)
+    results = [naive, replace(naive, method="im2col", max_error=None, note="not today")]
+    report = benchmark.Report(benchmark.Plan(), benchmark.environment(benchmark.Plan()), results)
+    monkeypatch.setattr(benchmark, "run", lambda *_: report)
+    assert cli.main(["bench"]) == 2
+    assert capsys.readouterr().err.startswith("cnnfast bench: nothing was compared")
+
+
+def test_tables_are_whole_on_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"COLUMNS": "40", "TERM": "xterm", "NO_COLOR": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert cli.main(["verify", "--ops", "conv_transpose2d_backward", "--cases", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "conv_transpose2d_backward" in out
+    assert "refused" in out
+    assert "…" not in out
+
+
 @needs_digits
 @needs_matplotlib
 def test_train_resume_and_plot(tmp_path: Path) -> None:
@@ -258,11 +353,37 @@ def test_train_resume_and_plot(tmp_path: Path) -> None:
     done = run(*words, "--resume", "--threads", "1")
     assert done.returncode == 0, done.stderr
     assert "Going on from step" in done.stdout
+    check_reads_well(done.stdout)
+    assert done.stderr == ""  # a progress bar is for terminals
     second = json.loads(file.read_text())
     assert second["resumed_from"] == first["steps"]
     assert second["epochs"] == 1
+    assert (first["seed"], second["seed"]) == (1, None)
     assert second["test_accuracy"] > 0.3
     assert len(second["loss_history"]) == second["steps"]
+
+
+@needs_digits
+def test_train_says_that_there_is_no_checkpoint_to_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("safetensors")
+    words = ["train", "--data", "digits", "--time-limit", "0.001", "--checkpoint", str(tmp_path)]
+    assert cli.main([*words, "--resume"]) == 0
+    assert "starting from the beginning" in capsys.readouterr().out
+
+
+def test_train_does_not_overwrite_a_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("safetensors")
+    file = tmp_path / "checkpoint.safetensors"
+    file.write_text("weeks of work")
+    status = cli.main(["train", "--data", "digits", "--checkpoint", str(tmp_path)])
+    check_mistake(status, *capsys.readouterr(), "--resume")
+    assert file.read_text() == "weeks of work"
+    status = cli.main(["train", "--data", "digits", "--checkpoint", str(file)])
+    check_mistake(status, *capsys.readouterr(), "not the name of a folder")
 
 
 @needs_digits
@@ -296,6 +417,8 @@ MISTAKES = [
     (["bench", "--threads", "two"], "'two'"),
     (["bench", "--methods", "magic"], "'magic'"),
     (["bench", "--peers", "keras"], "'keras'"),
+    (["bench", "--methods", ""], "nothing to compare"),
+    (["bench", "--threads", "99999999999999999999"], "at most 1024"),
     (["bench", "--only", "zzz"], "'zzz'"),
     (["bench", "--seconds", "-1"], "must be positive"),
     (["bench", "--seconds", "nan"], "must be positive"),
@@ -314,6 +437,9 @@ MISTAKES = [
     (["verify", "--cases", "many"], "'many'"),
     (["verify", "--ops", "conv3d"], "'conv3d'"),
     (["verify", "--methods", "magic"], "'magic'"),
+    (["verify", "--methods", ""], "nothing to compare"),
+    (["verify", "--ops", ""], "nothing to compare"),
+    (["verify", "--ops", "tanh", "--methods", "toeplitz"], "nothing to compare"),
     (["verify", "--peers", "keras"], "'keras'"),
     (["verify", "--seed", "-1"], "at least 0"),
     (["train"], "--data"),
@@ -322,6 +448,8 @@ MISTAKES = [
     (["train", "--data", "mnist", "--data-dir", "/no/such/folder"], "train-images-idx3-ubyte"),
     (["train", "--data", "cifar10", "--data-dir", "/no/such/folder"], "/no/such/folder"),
     (["train", "--data", "digits", "--resume"], "--checkpoint"),
+    (["train", "--data", "digits", "--checkpoint", ""], "--checkpoint ''"),
+    (["train", "--data", "digits", "--threads", "99999999999999999999"], "at most 1024"),
     (["train", "--data", "digits", "--epochs", "0"], "at least 1, not 0"),
     (["train", "--data", "digits", "--lr", "fast"], "'fast'"),
     (["train", "--data", "digits", "--time-limit", "0"], "must be positive"),
@@ -363,6 +491,9 @@ def test_a_missing_extra_is_one_line(
     for command in ("bench", "verify"):
         status = cli.main([command, "--peers", "torch"])
         check_mistake(status, *capsys.readouterr(), "no_such_package")
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    status = cli.main(["train", "--data", "mnist", "--checkpoint", str(tmp_path)])
+    check_mistake(status, *capsys.readouterr(), "safetensors")
     monkeypatch.setitem(sys.modules, "sklearn", None)
     status = cli.main(["train", "--data", "digits"])
     check_mistake(status, *capsys.readouterr(), "scikit-learn")

@@ -218,3 +218,9 @@ def test_torch_agrees_with_the_loops() -> None:
     assert without == {
         op for op in dispatch.TABLE if op.startswith(("dilate", "subsample", "drop"))
     }
+
+
+@pytest.mark.parametrize("change", [{"ops": []}, {"methods": []}, {"methods": ["toeplitz"]}])
+def test_to_compare_nothing_is_an_error(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="nothing to compare"):
+        verify(cases=1, **{"ops": ["tanh"], **change})
