@@ -131,11 +131,10 @@ def _within(op: str, name: str, value: Any, low: float, high: float) -> float:
     return number
 
 
-def _gradient_cost(dy: Array, x: Array, w: Array, needs: str) -> dict[str, int]:
+def _gradient_cost(dy: Array, x: Array, w: Array, biases: int, needs: str) -> dict[str, int]:
     """What the gradients take: a product each for dx and dw; both read one of x and w."""
     products = len(set(needs) & set("xw"))
-    channels = dy.shape[1] if dy.ndim > 2 else dy.shape[-1]
-    elements = products * (prod(x.shape) + prod(w.shape)) + channels * ("b" in needs)
+    elements = products * (prod(x.shape) + prod(w.shape)) + biases * ("b" in needs)
     return {"products": products, "elements": elements + prod(dy.shape) * bool(needs)}
 
 
@@ -167,7 +166,7 @@ def _gradients(
 ) -> tuple[Array, Array, Array]:
     needs = _wanted(op, needs)
     lifted = (_lift(ndim, a) for a in operands)
-    cost = _gradient_cost(*operands, needs)
+    cost = _gradient_cost(*operands, operands[0].shape[1], needs)
     dx, dw, db = dispatch.run(op, g, library, method, *lifted, needs=needs, **cost)
     return _lower(ndim, library, dx), _lower(ndim, library, dw), library.finish(db)
 
@@ -1900,7 +1899,7 @@ def linear_backward(
     g, shape = _product(op, x, w)
     _fits(op, "dy", dy, shape)
     needs = _wanted(op, needs)
-    cost = _gradient_cost(dy, x, w, needs)
+    cost = _gradient_cost(dy, x, w, w.shape[0], needs)
     grads = dispatch.run(op, g, library, method, dy, x, w, needs=needs, **cost)
     dx, dw, db = (library.finish(a) for a in grads)
     return dx, dw, db

@@ -323,6 +323,13 @@ def test_explain_gradient_by_bias_alone() -> None:
     assert e.bytes >= 4 * (2 * 3 * 4 * 5 + 3)
 
 
+def test_explain_linear_gradient_by_hand() -> None:
+    """dy, x and w are read, dx, dw and db written, the biases as many as the outputs."""
+    e = cnnfast.explain("linear_backward", (2, 3, 4), (2, 3, 5), (4, 5))
+    assert e.flops == 2 * 2 * (6 * 5 * 4)
+    assert e.bytes == 4 * (24 + 2 * (30 + 20) + 4)
+
+
 def test_explain_groups_and_transposed_by_hand() -> None:
     """Each filter sees two of the four channels; a transposed convolution counts by its input."""
     e = cnnfast.explain("conv1d", (1, 4, 6), (6, 2, 3), groups=2)
