@@ -1510,15 +1510,20 @@ def batch_norm_backward(
     return dx, library.finish(dweight), library.finish(dbias)
 
 
+def _of_one_shape(op: str, **named: Array) -> tuple[list[Array], Library, tuple[int, ...]]:
+    """One array, or two of one shape, admitted; and that shape."""
+    operands, library = arrays.admit(op, **named)
+    shape, *others = (tuple(a.shape) for a in operands)
+    if others and others[0] != shape:
+        first, second = named
+        raise ValueError(f"{op}: {first} {shape} and {second} {others[0]} differ")
+    return operands, library, shape
+
+
 def _elementwise(op: str, method: str, *options: Any, **named: Array) -> Array:
     """An operation on one array, or on two of one shape."""
-    operands, library = arrays.admit(op, **named)
-    shape = tuple(operands[0].shape)
-    (first, *_), (second, *_) = list(named), list(named)[1:] or [""]
-    if len(operands) > 1 and tuple(operands[1].shape) != shape:
-        raise ValueError(f"{op}: {first} {shape} and {second} {tuple(operands[1].shape)} differ")
-    y = dispatch.run(op, Elements(shape), library, method, *operands, *options)
-    return library.finish(y)
+    operands, library, shape = _of_one_shape(op, **named)
+    return library.finish(dispatch.run(op, Elements(shape), library, method, *operands, *options))
 
 
 def relu(x: Array, *, method: str = "auto") -> Array:
@@ -1718,11 +1723,12 @@ def _axis(op: str, axis: int, ndim: int) -> int:
 
 
 def _along(op: str, axis: int, method: str, **named: Array) -> Array:
-    example = arrays.view(op, *list(named.items())[-1])
-    axis = _axis(op, axis, len(example.shape))
-    if example.shape[axis] == 0:
-        raise ValueError(f"{op}: axis {axis} is empty (shape {tuple(example.shape)})")
-    return _elementwise(op, method, axis, **named)
+    """The same along one axis, which must not be empty."""
+    operands, library, shape = _of_one_shape(op, **named)
+    axis = _axis(op, axis, len(shape))
+    if shape[axis] == 0:
+        raise ValueError(f"{op}: axis {axis} is empty (shape {shape})")
+    return library.finish(dispatch.run(op, Elements(shape), library, method, *operands, axis))
 
 
 def softmax(x: Array, axis: int = -1, *, method: str = "auto") -> Array:
