@@ -55,7 +55,9 @@ X86_64_LEVELS = {
 AARCH64_LEVELS: dict[str, tuple[list[str], int]] = {"aarch64": ([], 16)}
 GENERIC_LEVEL: dict[str, tuple[list[str], int]] = {"generic": ([], 0)}
 
-ENGINE_SOURCES = ["cnnfast/csrc/engine_f32.c", "cnnfast/csrc/engine_f64.c"]
+ENGINE_SOURCES = [
+    f"cnnfast/csrc/{name}.c" for name in ("engine_f32", "engine_f64", "memory", "workers")
+]
 INCLUDED = sorted(str(p) for p in Path("cnnfast/csrc").iterdir() if p.suffix in (".h", ".inc"))
 
 
@@ -106,6 +108,7 @@ def engine(level: str, flags: list[str], vector_bytes: int) -> Extension:
             ("CNNFAST_VECTOR_BYTES", str(vector_bytes)),
         ],
         extra_compile_args=[*ENGINE_FLAGS, *flags],
+        extra_link_args=[] if os.name == "nt" else ["-pthread"],
         depends=["setup.py", *INCLUDED],
         py_limited_api=ABI3,
         optional=not REQUIRED,
@@ -189,6 +192,7 @@ setup(
         kernel("_cpu", "cnnfast/csrc/cpu.c"),
         kernel("_im2col"),
         kernel("_norm"),
+        kernel("_plans"),
         kernel("_pool"),
         kernel("_resample"),
         *(engine(level, *how) for level, how in engine_levels().items()),

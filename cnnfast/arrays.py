@@ -242,3 +242,24 @@ def to_update(op: str, name: str, value: Any, shape: tuple[int, ...], library: L
     if isinstance(x, np.ndarray) and not x.flags.writeable:
         raise ValueError(f"{op}: {name} is updated in place and must be writeable")
     return x
+
+
+def check_out(op: str, shape: tuple[int, ...], dtype: str, out: Any) -> None:
+    """Refuse an array that a result of that shape and dtype cannot be written to."""
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"{op}: out must be a NumPy array, not {type(out).__name__}")
+    if out.shape != shape or out.dtype != dtype:
+        raise ValueError(
+            f"{op}: out must have shape {shape} and dtype {dtype}, not {out.shape} and {out.dtype}"
+        )
+    if not out.flags.writeable:
+        raise ValueError(f"{op}: out must be writeable")
+
+
+def deliver(op: str, result: Any, out: Any) -> Any:
+    """Write a result to the array that the user gave for it."""
+    if not isinstance(result, np.ndarray):
+        raise TypeError(f"{op}: out is for NumPy arrays; the result is a {type(result).__name__}")
+    check_out(op, result.shape, result.dtype.name, out)
+    out[...] = result
+    return out

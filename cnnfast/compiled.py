@@ -10,8 +10,10 @@ import importlib
 import importlib.util
 import os
 import warnings
+from collections.abc import Callable
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 __all__ = [
     "cython_missing",
@@ -21,6 +23,7 @@ __all__ = [
     "isa_built",
     "isa_levels",
     "kernels",
+    "plans",
     "processor",
     "warn_if_missing",
 ]
@@ -137,6 +140,24 @@ def warn_if_missing() -> None:
             RuntimeWarning,
             stacklevel=3,  # the line that imports the package
         )
+
+
+def plans(state: Callable[[], object], plain: object) -> Any:
+    """The memory of calls seen before (`cnnfast/_plans.pyx`), None if it was not built.
+
+    Parameters
+    ----------
+    state : callable
+        What surrounds a call.
+    plain : object
+        What it is around calls that may be served from memory.
+
+    Returns
+    -------
+    Plans or None
+    """
+    found = _load("cnnfast._plans")
+    return None if isinstance(found, str) else found.Plans(state, plain)
 
 
 def processor() -> str:

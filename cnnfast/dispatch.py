@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from typing import Any
 
-from cnnfast.arrays import Library
+from cnnfast import compiled
+from cnnfast.arrays import NUMPY32, NUMPY64, Library
 from cnnfast.geometry import Geometry
 from cnnfast.methods import cython, engine, im2col, naive, portable, toeplitz
-from cnnfast.methods.base import Call, Method
+from cnnfast.methods.base import Arrays, Call, Method
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -146,7 +148,9 @@ class Asked(Exception):
         self.explanation = explanation
 
 
-_STATE: ContextVar[_State] = ContextVar("cnnfast_dispatch", default=_State())  # noqa: B039 (frozen)
+_PLAIN = _State()
+_STATE: ContextVar[_State] = ContextVar("cnnfast_dispatch", default=_PLAIN)
+_PLANS = compiled.plans(_STATE.get, _PLAIN)
 
 
 @contextmanager
@@ -245,6 +249,14 @@ def _check_name(name: Any, source: str) -> None:
         raise ValueError(f"{source}: there is no method {name!r}; there are {known}")
 
 
+@cache
+def _environment() -> str:
+    """The method that the environment asks for when an operation first has to know."""
+    name = os.environ.get("CNNFAST_METHOD") or "auto"
+    _check_name(name, "CNNFAST_METHOD")
+    return name
+
+
 def forced(op: str, method: str) -> tuple[str, str]:
     """The name of the method in force for a call, or "auto", and who said so."""
     if not isinstance(method, str) or method != "auto":
@@ -254,8 +266,7 @@ def forced(op: str, method: str) -> tuple[str, str]:
         return method, f"method={method!r}"
     name, source = _STATE.get().method, "cnnfast.use"
     if name is None:
-        name, source = os.environ.get("CNNFAST_METHOD") or "auto", "CNNFAST_METHOD"
-        _check_name(name, source)
+        name, source = _environment(), "CNNFAST_METHOD"
     return (name, source) if name in TABLE[op] else ("auto", "")
 
 
@@ -295,6 +306,21 @@ def _explain(
     )
 
 
+def again(op: str, method: str, arrays: Arrays, parameters: Arrays, out: Any = None) -> Any:
+    """The result of a call that looks like an earlier one, without its checks; None if none does.
+
+    `run` remembers how it served a call; this is the short way for the calls after it.
+    """
+    return None if _PLANS is None else _PLANS.again(op, method, arrays, parameters, out)
+
+
+def forget() -> None:
+    """Choose anew from now on, because what choices depend on has changed."""
+    _environment.cache_clear()
+    if _PLANS is not None:
+        _PLANS.forget()
+
+
 def run(
     op: str,
     geometry: Geometry,
@@ -303,13 +329,15 @@ def run(
     *arguments: Any,
     products: int = 1,
     elements: int | None = None,
+    again: tuple[Arrays, Arrays] | None = None,
     **options: Any,
 ) -> Any:
     """Compute `op` by the method that is chosen or forced.
 
     `arguments` and `options` go to the method behind the geometry. What an explanation says of
     the call's cost is the geometry's, but for a call that takes another number of `products`, and
-    reads and writes another number of `elements`.
+    reads and writes another number of `elements`. `again` are the user's own arrays and
+    parameters, by which `again` will know a call like this one.
     """
     call = Call(op, geometry, library.compute, library.device)
     chosen, reason = _select(call, method)
@@ -320,4 +348,9 @@ def run(
     result = getattr(chosen, op.replace("1d", "2d"))(geometry, *arguments, **options)
     for log in state.logs:
         log.append(Ran(op, chosen.name))
+    plain = state is _PLAIN and (library is NUMPY32 or library is NUMPY64)
+    if again is not None and plain and _PLANS is not None:
+        plan = chosen.plan(call, *again)
+        if plan is not None:
+            _PLANS.remember(op, method, *again, plan)
     return result

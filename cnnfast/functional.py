@@ -80,6 +80,7 @@ __all__ = [
 ]
 
 Array = Any
+Arrays = tuple[Any, ...]
 Ints = int | Sequence[int]
 Padding = Ints | Sequence[Sequence[int]]
 
@@ -90,8 +91,23 @@ def _lift(ndim: int, a: Array) -> Array:
     return a[:, :, None, :] if ndim == 1 else a
 
 
-def _lower(ndim: int, library: Library, a: Array) -> Array:
-    return library.finish(_without_rows(ndim, library, a))
+def _lower(op: str, ndim: int, library: Library, a: Array, out: Array | None = None) -> Array:
+    return _give(op, library, _without_rows(ndim, library, a), out)
+
+
+def _give(op: str, library: Library, a: Array, out: Array | None) -> Array:
+    """A result as the user is due it, in the user's own array if there is one."""
+    a = library.finish(a)
+    return a if out is None or a is None else arrays.deliver(op, a, out)
+
+
+def _each(op: str, out: Any, count: int) -> Arrays:
+    """`out` of an operation with several results, one for each."""
+    if out is None:
+        return (None,) * count
+    if not isinstance(out, tuple) or len(out) != count:
+        raise TypeError(f"{op}: out must be a tuple of {count} arrays or None, not {out!r:.40}")
+    return out
 
 
 def _without_rows(ndim: int, library: Library, a: Array) -> Array:
@@ -138,21 +154,39 @@ def _gradient_cost(dy: Array, x: Array, w: Array, biases: int, needs: str) -> di
     return {"products": products, "elements": elements + prod(dy.shape) * bool(needs)}
 
 
-def _conv(op: str, ndim: int, x: Array, w: Array, b: Array, method: str, *sliding: Any) -> Array:
+def _conv(
+    op: str, ndim: int, x: Array, w: Array, b: Array, method: str, out: Array, *sliding: Any
+) -> Array:
+    again = (x, w, b), sliding
+    y = dispatch.again(op, method, *again, out)
+    if y is not None:
+        return y
     (x, w, b), library = arrays.admit(op, x=x, w=w, b=b)
     g = geometry.convolution(op, ndim, tuple(x.shape), tuple(w.shape), *sliding)
     _fits(op, "b", b, (g.F,))
-    y = dispatch.run(op, g, library, method, _lift(ndim, x), _lift(ndim, w), b)
-    return _lower(ndim, library, y)
+    y = dispatch.run(op, g, library, method, _lift(ndim, x), _lift(ndim, w), b, again=again)
+    return _lower(op, ndim, library, y, out)
 
 
 def _conv_backward(
-    op: str, ndim: int, dy: Array, x: Array, w: Array, needs: str, method: str, *sliding: Any
-) -> tuple[Array, Array, Array]:
+    op: str,
+    ndim: int,
+    dy: Array,
+    x: Array,
+    w: Array,
+    needs: str,
+    method: str,
+    out: Arrays | None,
+    *sliding: Any,
+) -> Arrays:
+    again = (dy, x, w), (needs, *sliding)
+    gradients: Arrays | None = dispatch.again(op, method, *again, out)
+    if gradients is not None:
+        return gradients
     (dy, x, w), library = arrays.admit(op, dy=dy, x=x, w=w)
     g = geometry.convolution(op, ndim, tuple(x.shape), tuple(w.shape), *sliding)
     _fits(op, "dy", dy, (g.N, g.F, g.OW) if ndim == 1 else g.y_shape)
-    return _gradients(op, ndim, g, library, method, (dy, x, w), needs)
+    return _gradients(op, ndim, g, library, method, (dy, x, w), needs, out, again)
 
 
 def _gradients(
@@ -161,14 +195,18 @@ def _gradients(
     g: Convolution,
     library: Library,
     method: str,
-    operands: tuple[Array, Array, Array],
+    operands: Arrays,
     needs: str,
-) -> tuple[Array, Array, Array]:
-    needs = _wanted(op, needs)
+    out: Arrays | None,
+    again: tuple[Arrays, Arrays],
+) -> Arrays:
+    needs, places = _wanted(op, needs), _each(op, out, 3)
     lifted = (_lift(ndim, a) for a in operands)
-    cost = _gradient_cost(*operands, operands[0].shape[1], needs)
-    dx, dw, db = dispatch.run(op, g, library, method, *lifted, needs=needs, **cost)
-    return _lower(ndim, library, dx), _lower(ndim, library, dw), library.finish(db)
+    dy, x, w = operands
+    cost = _gradient_cost(dy, x, w, dy.shape[1], needs)
+    dx, dw, db = dispatch.run(op, g, library, method, *lifted, needs=needs, again=again, **cost)
+    dx, dw = _without_rows(ndim, library, dx), _without_rows(ndim, library, dw)
+    return tuple(_give(op, library, a, o) for a, o in zip((dx, dw, db), places, strict=True))
 
 
 def conv1d(
@@ -181,6 +219,7 @@ def conv1d(
     groups: int = 1,
     *,
     method: str = "auto",
+    out: Array | None = None,
 ) -> Array:
     """Convolution of signals, which is the cross-correlation of the field's custom.
 
@@ -200,6 +239,8 @@ def conv1d(
         Blocks of channels that do not see each other.
     method : str
         A name out of ``cnnfast.methods("conv1d")``, or "auto".
+    out : array, optional
+        Where the result goes, in place of a new array; of its shape and dtype.
 
     Returns
     -------
@@ -223,7 +264,7 @@ def conv1d(
     >>> cnnfast.conv1d(np.arange(5.0).reshape(1, 1, 5), np.array([[[1.0, 0.0, -1.0]]]))
     array([[[-2., -2., -2.]]])
     """
-    return _conv("conv1d", 1, x, w, b, method, stride, padding, dilation, groups)
+    return _conv("conv1d", 1, x, w, b, method, out, stride, padding, dilation, groups)
 
 
 def conv2d(
@@ -236,6 +277,7 @@ def conv2d(
     groups: int = 1,
     *,
     method: str = "auto",
+    out: Array | None = None,
 ) -> Array:
     """Convolution of images, which is the cross-correlation of the field's custom.
 
@@ -255,6 +297,8 @@ def conv2d(
         Blocks of channels that do not see each other; C of them is a depthwise convolution.
     method : str
         A name out of ``cnnfast.methods("conv2d")``, or "auto".
+    out : array, optional
+        Where the result goes, in place of a new array; of its shape and dtype.
 
     Returns
     -------
@@ -280,7 +324,7 @@ def conv2d(
     array([[[[ 8., 12.],
              [20., 24.]]]])
     """
-    return _conv("conv2d", 2, x, w, b, method, stride, padding, dilation, groups)
+    return _conv("conv2d", 2, x, w, b, method, out, stride, padding, dilation, groups)
 
 
 def conv1d_backward(
@@ -294,7 +338,8 @@ def conv1d_backward(
     *,
     needs: str = "xwb",
     method: str = "auto",
-) -> tuple[Array, Array, Array]:
+    out: Arrays | None = None,
+) -> Arrays:
     """Gradients of `conv1d`.
 
     Parameters
@@ -307,6 +352,8 @@ def conv1d_backward(
         The gradients wanted, letters of "xwb"; the others are None and are not computed.
     method : str
         A name out of ``cnnfast.methods("conv1d_backward")``, or "auto".
+    out : tuple of three arrays or None, optional
+        Where the gradients go, in place of new arrays; of their shapes and dtype.
 
     Returns
     -------
@@ -326,7 +373,7 @@ def conv1d_backward(
     (array([[[ 1.,  1.,  0., -1., -1.]]]), array([[[3., 6., 9.]]]), array([3.]))
     """
     sliding = (stride, padding, dilation, groups)
-    return _conv_backward("conv1d_backward", 1, dy, x, w, needs, method, *sliding)
+    return _conv_backward("conv1d_backward", 1, dy, x, w, needs, method, out, *sliding)
 
 
 def conv2d_backward(
@@ -340,7 +387,8 @@ def conv2d_backward(
     *,
     needs: str = "xwb",
     method: str = "auto",
-) -> tuple[Array, Array, Array]:
+    out: Arrays | None = None,
+) -> Arrays:
     """Gradients of `conv2d`.
 
     Parameters
@@ -353,6 +401,8 @@ def conv2d_backward(
         The gradients wanted, letters of "xwb"; the others are None and are not computed.
     method : str
         A name out of ``cnnfast.methods("conv2d_backward")``, or "auto".
+    out : tuple of three arrays or None, optional
+        Where the gradients go, in place of new arrays; of their shapes and dtype.
 
     Returns
     -------
@@ -375,26 +425,42 @@ def conv2d_backward(
            [20., 24.]]), None)
     """
     sliding = (stride, padding, dilation, groups)
-    return _conv_backward("conv2d_backward", 2, dy, x, w, needs, method, *sliding)
+    return _conv_backward("conv2d_backward", 2, dy, x, w, needs, method, out, *sliding)
 
 
 def _conv_transpose(
-    op: str, ndim: int, x: Array, w: Array, b: Array, method: str, *sliding: Any
+    op: str, ndim: int, x: Array, w: Array, b: Array, method: str, out: Array, *sliding: Any
 ) -> Array:
+    again = (x, w, b), sliding
+    y = dispatch.again(op, method, *again, out)
+    if y is not None:
+        return y
     (x, w, b), library = arrays.admit(op, x=x, w=w, b=b)
     g = geometry.transposed(op, ndim, tuple(x.shape), tuple(w.shape), *sliding)
     _fits(op, "b", b, (g.C,))
-    y = dispatch.run(op, g, library, method, _lift(ndim, x), _lift(ndim, w), b)
-    return _lower(ndim, library, y)
+    y = dispatch.run(op, g, library, method, _lift(ndim, x), _lift(ndim, w), b, again=again)
+    return _lower(op, ndim, library, y, out)
 
 
 def _conv_transpose_backward(
-    op: str, ndim: int, dy: Array, x: Array, w: Array, needs: str, method: str, *sliding: Any
-) -> tuple[Array, Array, Array]:
+    op: str,
+    ndim: int,
+    dy: Array,
+    x: Array,
+    w: Array,
+    needs: str,
+    method: str,
+    out: Arrays | None,
+    *sliding: Any,
+) -> Arrays:
+    again = (dy, x, w), (needs, *sliding)
+    gradients: Arrays | None = dispatch.again(op, method, *again, out)
+    if gradients is not None:
+        return gradients
     (dy, x, w), library = arrays.admit(op, dy=dy, x=x, w=w)
     g = geometry.transposed(op, ndim, tuple(x.shape), tuple(w.shape), *sliding)
     _fits(op, "dy", dy, (g.N, g.C, g.W) if ndim == 1 else g.x_shape)
-    return _gradients(op, ndim, g, library, method, (dy, x, w), needs)
+    return _gradients(op, ndim, g, library, method, (dy, x, w), needs, out, again)
 
 
 def conv_transpose1d(
@@ -408,6 +474,7 @@ def conv_transpose1d(
     dilation: Ints = 1,
     *,
     method: str = "auto",
+    out: Array | None = None,
 ) -> Array:
     """Transposed convolution of signals: the gradient by input of `conv1d`, as a layer.
 
@@ -429,6 +496,8 @@ def conv_transpose1d(
         Blocks of channels that do not see each other.
     method : str
         A name out of ``cnnfast.methods("conv_transpose1d")``, or "auto".
+    out : array, optional
+        Where the result goes, in place of a new array; of its shape and dtype.
 
     Returns
     -------
@@ -447,7 +516,7 @@ def conv_transpose1d(
     array([[[1., 2., 1., 2., 1., 2.]]])
     """
     sliding = (stride, padding, output_padding, groups, dilation)
-    return _conv_transpose("conv_transpose1d", 1, x, w, b, method, *sliding)
+    return _conv_transpose("conv_transpose1d", 1, x, w, b, method, out, *sliding)
 
 
 def conv_transpose2d(
@@ -461,6 +530,7 @@ def conv_transpose2d(
     dilation: Ints = 1,
     *,
     method: str = "auto",
+    out: Array | None = None,
 ) -> Array:
     """Transposed convolution of images: the gradient by input of `conv2d`, as a layer.
 
@@ -482,6 +552,8 @@ def conv_transpose2d(
         Blocks of channels that do not see each other.
     method : str
         A name out of ``cnnfast.methods("conv_transpose2d")``, or "auto".
+    out : array, optional
+        Where the result goes, in place of a new array; of its shape and dtype.
 
     Returns
     -------
@@ -502,7 +574,7 @@ def conv_transpose2d(
              [1., 2., 1.]]]])
     """
     sliding = (stride, padding, output_padding, groups, dilation)
-    return _conv_transpose("conv_transpose2d", 2, x, w, b, method, *sliding)
+    return _conv_transpose("conv_transpose2d", 2, x, w, b, method, out, *sliding)
 
 
 def conv_transpose1d_backward(
@@ -517,7 +589,8 @@ def conv_transpose1d_backward(
     *,
     needs: str = "xwb",
     method: str = "auto",
-) -> tuple[Array, Array, Array]:
+    out: Arrays | None = None,
+) -> Arrays:
     """Gradients of `conv_transpose1d`.
 
     Parameters
@@ -530,6 +603,8 @@ def conv_transpose1d_backward(
         The gradients wanted, letters of "xwb"; the others are None and are not computed.
     method : str
         A name out of ``cnnfast.methods("conv_transpose1d_backward")``, or "auto".
+    out : tuple of three arrays or None, optional
+        Where the gradients go, in place of new arrays; of their shapes and dtype.
 
     Returns
     -------
@@ -548,7 +623,7 @@ def conv_transpose1d_backward(
     """
     sliding = (stride, padding, output_padding, groups, dilation)
     op = "conv_transpose1d_backward"
-    return _conv_transpose_backward(op, 1, dy, x, w, needs, method, *sliding)
+    return _conv_transpose_backward(op, 1, dy, x, w, needs, method, out, *sliding)
 
 
 def conv_transpose2d_backward(
@@ -563,7 +638,8 @@ def conv_transpose2d_backward(
     *,
     needs: str = "xwb",
     method: str = "auto",
-) -> tuple[Array, Array, Array]:
+    out: Arrays | None = None,
+) -> Arrays:
     """Gradients of `conv_transpose2d`.
 
     Parameters
@@ -576,6 +652,8 @@ def conv_transpose2d_backward(
         The gradients wanted, letters of "xwb"; the others are None and are not computed.
     method : str
         A name out of ``cnnfast.methods("conv_transpose2d_backward")``, or "auto".
+    out : tuple of three arrays or None, optional
+        Where the gradients go, in place of new arrays; of their shapes and dtype.
 
     Returns
     -------
@@ -595,7 +673,7 @@ def conv_transpose2d_backward(
     """
     sliding = (stride, padding, output_padding, groups, dilation)
     op = "conv_transpose2d_backward"
-    return _conv_transpose_backward(op, 2, dy, x, w, needs, method, *sliding)
+    return _conv_transpose_backward(op, 2, dy, x, w, needs, method, out, *sliding)
 
 
 def im2col(
@@ -606,6 +684,7 @@ def im2col(
     dilation: Ints = 1,
     *,
     method: str = "auto",
+    out: Array | None = None,
 ) -> Array:
     """Every window of the images as a column.
 
@@ -619,6 +698,8 @@ def im2col(
         Zeros around the images.
     method : str
         A name out of ``cnnfast.methods("im2col")``, or "auto".
+    out : array, optional
+        Where the result goes, in place of a new array; of its shape and dtype.
 
     Returns
     -------
@@ -641,7 +722,7 @@ def im2col(
     """
     (x,), library = arrays.admit("im2col", x=x)
     g = geometry.windows("im2col", 2, tuple(x.shape), kernel_size, stride, padding, dilation)
-    return library.finish(dispatch.run("im2col", g, library, method, x))
+    return _give("im2col", library, dispatch.run("im2col", g, library, method, x), out)
 
 
 def col2im(
@@ -653,6 +734,7 @@ def col2im(
     dilation: Ints = 1,
     *,
     method: str = "auto",
+    out: Array | None = None,
 ) -> Array:
     """Add every column back to the window it came from: the adjoint of `im2col`.
 
@@ -666,6 +748,8 @@ def col2im(
         As given to `im2col`.
     method : str
         A name out of ``cnnfast.methods("col2im")``, or "auto".
+    out : array, optional
+        Where the result goes, in place of a new array; of its shape and dtype.
 
     Returns
     -------
@@ -697,20 +781,34 @@ def col2im(
     shape = (cols.shape[0], channels, *size)
     g = geometry.windows(op, 2, shape, kernel, stride, padding, dilation)
     _fits(op, "cols", cols, (g.N, g.C * g.KH * g.KW, g.pixels))
-    return library.finish(dispatch.run(op, g, library, method, cols))
+    return _give(op, library, dispatch.run(op, g, library, method, cols), out)
 
 
 def _max_pool(
-    op: str, ndim: int, x: Array, return_indices: bool, method: str, *sliding: Any
-) -> Array | tuple[Array, Array]:
+    op: str,
+    ndim: int,
+    x: Array,
+    return_indices: bool,
+    method: str,
+    out: Array | Arrays | None,
+    *sliding: Any,
+) -> Array | Arrays:
+    again = (x,), (return_indices, *sliding)
+    result = dispatch.again(op, method, *again, out)
+    if result is not None:
+        return result
     (x,), library = arrays.admit(op, x=x)
     g = geometry.pooling(op, ndim, tuple(x.shape), *sliding)
     indices_too = geometry.flag(op, "return_indices", return_indices)
-    result = dispatch.run(op, g, library, method, _lift(ndim, x), indices_too)
+    places = _each(op, out, 2) if indices_too else (out,)
+    result = dispatch.run(op, g, library, method, _lift(ndim, x), indices_too, again=again)
     if not indices_too:
-        return _lower(ndim, library, result)
+        return _lower(op, ndim, library, result, places[0])
     y, indices = result
-    return _lower(ndim, library, y), library.back(_without_rows(ndim, library, indices))
+    indices = library.back(_without_rows(ndim, library, indices))
+    if places[1] is not None:
+        indices = arrays.deliver(op, indices, places[1])
+    return _lower(op, ndim, library, y, places[0]), indices
 
 
 def max_pool1d(
@@ -723,6 +821,7 @@ def max_pool1d(
     return_indices: bool = False,
     *,
     method: str = "auto",
+    out: Array | Arrays | None = None,
 ) -> Array | tuple[Array, Array]:
     """The largest element of every window of signals.
 
@@ -740,6 +839,8 @@ def max_pool1d(
         Give the position of each maximum too.
     method : str
         A name out of ``cnnfast.methods("max_pool1d")``, or "auto".
+    out : array or tuple of arrays, optional
+        Where the results go, in place of new arrays; of their shapes and dtypes.
 
     Returns
     -------
@@ -759,7 +860,7 @@ def max_pool1d(
     (array([[[3., 2.]]]), array([[[1, 2]]]))
     """
     sliding = (kernel_size, stride, padding, dilation, ceil_mode)
-    return _max_pool("max_pool1d", 1, x, return_indices, method, *sliding)
+    return _max_pool("max_pool1d", 1, x, return_indices, method, out, *sliding)
 
 
 def max_pool2d(
@@ -772,6 +873,7 @@ def max_pool2d(
     return_indices: bool = False,
     *,
     method: str = "auto",
+    out: Array | Arrays | None = None,
 ) -> Array | tuple[Array, Array]:
     """The largest pixel of every window of images.
 
@@ -790,6 +892,8 @@ def max_pool2d(
         Give the place of each maximum too.
     method : str
         A name out of ``cnnfast.methods("max_pool2d")``, or "auto".
+    out : array or tuple of arrays, optional
+        Where the results go, in place of new arrays; of their shapes and dtypes.
 
     Returns
     -------
@@ -811,12 +915,22 @@ def max_pool2d(
     (array([[[[4., 5.]]]]), array([[[[4, 2]]]]))
     """
     sliding = (kernel_size, stride, padding, dilation, ceil_mode)
-    return _max_pool("max_pool2d", 2, x, return_indices, method, *sliding)
+    return _max_pool("max_pool2d", 2, x, return_indices, method, out, *sliding)
 
 
 def _max_pool_backward(
-    op: str, ndim: int, dy: Array, indices: Array, input_shape: Sequence[int], method: str
+    op: str,
+    ndim: int,
+    dy: Array,
+    indices: Array,
+    input_shape: Sequence[int],
+    method: str,
+    out: Array | None,
 ) -> Array:
+    again = (dy, indices), (input_shape,)
+    dx = dispatch.again(op, method, *again, out)
+    if dx is not None:
+        return dx
     (dy,), library = arrays.admit(op, dy=dy)
     indices = arrays.integers(op, "indices", indices, library)
     _fits(op, "indices", indices, tuple(dy.shape))
@@ -830,12 +944,17 @@ def _max_pool_backward(
                 f"{op}: indices run from {low} to {high}, input_shape {tuple(input_shape)} allows "
                 f"-1 to {size - 1}"
             )
-    dx = dispatch.run(op, g, library, method, _lift(ndim, dy), _lift(ndim, indices))
-    return _lower(ndim, library, dx)
+    dx = dispatch.run(op, g, library, method, _lift(ndim, dy), _lift(ndim, indices), again=again)
+    return _lower(op, ndim, library, dx, out)
 
 
 def max_pool1d_backward(
-    dy: Array, indices: Array, input_shape: Sequence[int], *, method: str = "auto"
+    dy: Array,
+    indices: Array,
+    input_shape: Sequence[int],
+    *,
+    method: str = "auto",
+    out: Array | None = None,
 ) -> Array:
     """Gradient of `max_pool1d`: each window's goes to its maximum.
 
@@ -849,6 +968,8 @@ def max_pool1d_backward(
         The shape of x.
     method : str
         A name out of ``cnnfast.methods("max_pool1d_backward")``, or "auto".
+    out : array, optional
+        Where the result goes, in place of a new array; of its shape and dtype.
 
     Returns
     -------
@@ -865,11 +986,16 @@ def max_pool1d_backward(
     >>> cnnfast.max_pool1d_backward(np.ones((1, 1, 2)), np.array([[[1, 2]]]), (1, 1, 4))
     array([[[0., 1., 1., 0.]]])
     """
-    return _max_pool_backward("max_pool1d_backward", 1, dy, indices, input_shape, method)
+    return _max_pool_backward("max_pool1d_backward", 1, dy, indices, input_shape, method, out)
 
 
 def max_pool2d_backward(
-    dy: Array, indices: Array, input_shape: Sequence[int], *, method: str = "auto"
+    dy: Array,
+    indices: Array,
+    input_shape: Sequence[int],
+    *,
+    method: str = "auto",
+    out: Array | None = None,
 ) -> Array:
     """Gradient of `max_pool2d`: each window's goes to its maximum, and overlapping ones add up.
 
@@ -883,6 +1009,8 @@ def max_pool2d_backward(
         The shape of x.
     method : str
         A name out of ``cnnfast.methods("max_pool2d_backward")``, or "auto".
+    out : array, optional
+        Where the result goes, in place of a new array; of its shape and dtype.
 
     Returns
     -------
@@ -901,23 +1029,39 @@ def max_pool2d_backward(
     array([[[[0., 0.],
              [1., 1.]]]])
     """
-    return _max_pool_backward("max_pool2d_backward", 2, dy, indices, input_shape, method)
+    return _max_pool_backward("max_pool2d_backward", 2, dy, indices, input_shape, method, out)
 
 
-def _avg_pool(op: str, ndim: int, x: Array, method: str, *options: Any) -> Array:
+def _avg_pool(op: str, ndim: int, x: Array, method: str, out: Array | None, *options: Any) -> Array:
+    again = (x,), options
+    y = dispatch.again(op, method, *again, out)
+    if y is not None:
+        return y
     (x,), library = arrays.admit(op, x=x)
     g = _averaging(op, ndim, tuple(x.shape), *options)
-    return _lower(ndim, library, dispatch.run(op, g, library, method, _lift(ndim, x)))
+    y = dispatch.run(op, g, library, method, _lift(ndim, x), again=again)
+    return _lower(op, ndim, library, y, out)
 
 
 def _avg_pool_backward(
-    op: str, ndim: int, dy: Array, input_shape: Sequence[int], method: str, *options: Any
+    op: str,
+    ndim: int,
+    dy: Array,
+    input_shape: Sequence[int],
+    method: str,
+    out: Array | None,
+    *options: Any,
 ) -> Array:
+    again = (dy,), (input_shape, *options)
+    dx = dispatch.again(op, method, *again, out)
+    if dx is not None:
+        return dx
     (dy,), library = arrays.admit(op, dy=dy)
     shape = geometry.input_shape(op, input_shape, ndim)
     g = _averaging(op, ndim, shape, *options)
     _fits(op, "dy", dy, (g.N, g.C, g.OW) if ndim == 1 else g.y_shape)
-    return _lower(ndim, library, dispatch.run(op, g, library, method, _lift(ndim, dy)))
+    dx = dispatch.run(op, g, library, method, _lift(ndim, dy), again=again)
+    return _lower(op, ndim, library, dx, out)
 
 
 def _averaging(
@@ -941,6 +1085,7 @@ def avg_pool1d(
     count_include_pad: bool = True,
     *,
     method: str = "auto",
+    out: Array | None = None,
 ) -> Array:
     """The mean of every window of signals.
 
@@ -958,6 +1103,8 @@ def avg_pool1d(
         Whether the padding counts in what a window's sum is divided by.
     method : str
         A name out of ``cnnfast.methods("avg_pool1d")``, or "auto".
+    out : array, optional
+        Where the result goes, in place of a new array; of its shape and dtype.
 
     Returns
     -------
@@ -974,7 +1121,7 @@ def avg_pool1d(
     array([[[2., 3.]]])
     """
     options = (kernel_size, stride, padding, ceil_mode, count_include_pad)
-    return _avg_pool("avg_pool1d", 1, x, method, *options)
+    return _avg_pool("avg_pool1d", 1, x, method, out, *options)
 
 
 def avg_pool2d(
@@ -987,6 +1134,7 @@ def avg_pool2d(
     divisor_override: int | None = None,
     *,
     method: str = "auto",
+    out: Array | None = None,
 ) -> Array:
     """The mean of every window of images.
 
@@ -1008,6 +1156,8 @@ def avg_pool2d(
         Divide every window's sum by this.
     method : str
         A name out of ``cnnfast.methods("avg_pool2d")``, or "auto".
+    out : array, optional
+        Where the result goes, in place of a new array; of its shape and dtype.
 
     Returns
     -------
@@ -1024,7 +1174,7 @@ def avg_pool2d(
     array([[[[2.5, 4.5]]]])
     """
     options = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
-    return _avg_pool("avg_pool2d", 2, x, method, *options)
+    return _avg_pool("avg_pool2d", 2, x, method, out, *options)
 
 
 def avg_pool1d_backward(
@@ -1037,6 +1187,7 @@ def avg_pool1d_backward(
     count_include_pad: bool = True,
     *,
     method: str = "auto",
+    out: Array | None = None,
 ) -> Array:
     """Gradient of `avg_pool1d`: each window's, divided, goes to all of its elements.
 
@@ -1050,6 +1201,8 @@ def avg_pool1d_backward(
         As given to `avg_pool1d`.
     method : str
         A name out of ``cnnfast.methods("avg_pool1d_backward")``, or "auto".
+    out : array, optional
+        Where the result goes, in place of a new array; of its shape and dtype.
 
     Returns
     -------
@@ -1062,7 +1215,7 @@ def avg_pool1d_backward(
     array([[[0.5, 0.5, 1. , 1. ]]])
     """
     options = (kernel_size, stride, padding, ceil_mode, count_include_pad)
-    return _avg_pool_backward("avg_pool1d_backward", 1, dy, input_shape, method, *options)
+    return _avg_pool_backward("avg_pool1d_backward", 1, dy, input_shape, method, out, *options)
 
 
 def avg_pool2d_backward(
@@ -1076,6 +1229,7 @@ def avg_pool2d_backward(
     divisor_override: int | None = None,
     *,
     method: str = "auto",
+    out: Array | None = None,
 ) -> Array:
     """Gradient of `avg_pool2d`: each window's, divided, goes to all of its pixels.
 
@@ -1089,6 +1243,8 @@ def avg_pool2d_backward(
         As given to `avg_pool2d`.
     method : str
         A name out of ``cnnfast.methods("avg_pool2d_backward")``, or "auto".
+    out : array, optional
+        Where the result goes, in place of a new array; of its shape and dtype.
 
     Returns
     -------
@@ -1102,13 +1258,15 @@ def avg_pool2d_backward(
              [1., 1., 2., 2.]]]])
     """
     options = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
-    return _avg_pool_backward("avg_pool2d_backward", 2, dy, input_shape, method, *options)
+    return _avg_pool_backward("avg_pool2d_backward", 2, dy, input_shape, method, out, *options)
 
 
-def _resample(op: str, ndim: int, x: Array, factor: Ints, method: str, enlarge: bool) -> Array:
+def _resample(
+    op: str, ndim: int, x: Array, factor: Ints, method: str, out: Array | None, enlarge: bool
+) -> Array:
     (x,), library = arrays.admit(op, x=x)
     g = geometry.resampled(op, ndim, tuple(x.shape), factor, enlarge)
-    return _lower(ndim, library, dispatch.run(op, g, library, method, _lift(ndim, x)))
+    return _lower(op, ndim, library, dispatch.run(op, g, library, method, _lift(ndim, x)), out)
 
 
 def _resample_backward(
@@ -1118,16 +1276,17 @@ def _resample_backward(
     factor: Ints,
     input_shape: Sequence[int],
     method: str,
+    out: Array | None,
     enlarge: bool,
 ) -> Array:
     (dy,), library = arrays.admit(op, dy=dy)
     shape = geometry.input_shape(op, input_shape, ndim)
     g = geometry.resampled(op, ndim, shape, factor, enlarge)
     _fits(op, "dy", dy, (g.N, g.C, g.OW) if ndim == 1 else g.y_shape)
-    return _lower(ndim, library, dispatch.run(op, g, library, method, _lift(ndim, dy)))
+    return _lower(op, ndim, library, dispatch.run(op, g, library, method, _lift(ndim, dy)), out)
 
 
-def dilate1d(x: Array, factor: Ints, *, method: str = "auto") -> Array:
+def dilate1d(x: Array, factor: Ints, *, method: str = "auto", out: Array | None = None) -> Array:
     """Put ``factor - 1`` zeros between the elements of signals (CMU 11-785's Upsample1d).
 
     Parameters
@@ -1138,6 +1297,8 @@ def dilate1d(x: Array, factor: Ints, *, method: str = "auto") -> Array:
         Distance of what were neighbours.
     method : str
         A name out of ``cnnfast.methods("dilate1d")``, or "auto".
+    out : array, optional
+        Where the result goes, in place of a new array; of its shape and dtype.
 
     Returns
     -------
@@ -1149,10 +1310,10 @@ def dilate1d(x: Array, factor: Ints, *, method: str = "auto") -> Array:
     >>> cnnfast.dilate1d(np.array([[[1.0, 2.0]]]), 3)
     array([[[1., 0., 0., 2.]]])
     """
-    return _resample("dilate1d", 1, x, factor, method, True)
+    return _resample("dilate1d", 1, x, factor, method, out, True)
 
 
-def dilate2d(x: Array, factor: Ints, *, method: str = "auto") -> Array:
+def dilate2d(x: Array, factor: Ints, *, method: str = "auto", out: Array | None = None) -> Array:
     """Put ``factor - 1`` zeros between the pixels of images (CMU 11-785's Upsample2d).
 
     Parameters
@@ -1163,6 +1324,8 @@ def dilate2d(x: Array, factor: Ints, *, method: str = "auto") -> Array:
         Distance of what were neighbours.
     method : str
         A name out of ``cnnfast.methods("dilate2d")``, or "auto".
+    out : array, optional
+        Where the result goes, in place of a new array; of its shape and dtype.
 
     Returns
     -------
@@ -1175,10 +1338,10 @@ def dilate2d(x: Array, factor: Ints, *, method: str = "auto") -> Array:
     array([[[[1., 0., 2.],
              [3., 0., 4.]]]])
     """
-    return _resample("dilate2d", 2, x, factor, method, True)
+    return _resample("dilate2d", 2, x, factor, method, out, True)
 
 
-def subsample1d(x: Array, factor: Ints, *, method: str = "auto") -> Array:
+def subsample1d(x: Array, factor: Ints, *, method: str = "auto", out: Array | None = None) -> Array:
     """Keep every factor-th element of signals (CMU 11-785's Downsample1d).
 
     Parameters
@@ -1189,6 +1352,8 @@ def subsample1d(x: Array, factor: Ints, *, method: str = "auto") -> Array:
         Distance of the elements kept, the first among them.
     method : str
         A name out of ``cnnfast.methods("subsample1d")``, or "auto".
+    out : array, optional
+        Where the result goes, in place of a new array; of its shape and dtype.
 
     Returns
     -------
@@ -1200,10 +1365,10 @@ def subsample1d(x: Array, factor: Ints, *, method: str = "auto") -> Array:
     >>> cnnfast.subsample1d(np.arange(5.0).reshape(1, 1, 5), 2)
     array([[[0., 2., 4.]]])
     """
-    return _resample("subsample1d", 1, x, factor, method, False)
+    return _resample("subsample1d", 1, x, factor, method, out, False)
 
 
-def subsample2d(x: Array, factor: Ints, *, method: str = "auto") -> Array:
+def subsample2d(x: Array, factor: Ints, *, method: str = "auto", out: Array | None = None) -> Array:
     """Keep every factor-th pixel of images, by rows and columns (CMU 11-785's Downsample2d).
 
     Parameters
@@ -1214,6 +1379,8 @@ def subsample2d(x: Array, factor: Ints, *, method: str = "auto") -> Array:
         Distance of the pixels kept, the first among them.
     method : str
         A name out of ``cnnfast.methods("subsample2d")``, or "auto".
+    out : array, optional
+        Where the result goes, in place of a new array; of its shape and dtype.
 
     Returns
     -------
@@ -1226,11 +1393,16 @@ def subsample2d(x: Array, factor: Ints, *, method: str = "auto") -> Array:
     array([[[[0., 2.],
              [6., 8.]]]])
     """
-    return _resample("subsample2d", 2, x, factor, method, False)
+    return _resample("subsample2d", 2, x, factor, method, out, False)
 
 
 def dilate1d_backward(
-    dy: Array, factor: Ints, input_shape: Sequence[int], *, method: str = "auto"
+    dy: Array,
+    factor: Ints,
+    input_shape: Sequence[int],
+    *,
+    method: str = "auto",
+    out: Array | None = None,
 ) -> Array:
     """Gradient of `dilate1d`: what fell on the zeros is lost.
 
@@ -1244,6 +1416,8 @@ def dilate1d_backward(
         The shape of x.
     method : str
         A name out of ``cnnfast.methods("dilate1d_backward")``, or "auto".
+    out : array, optional
+        Where the result goes, in place of a new array; of its shape and dtype.
 
     Returns
     -------
@@ -1255,11 +1429,16 @@ def dilate1d_backward(
     >>> cnnfast.dilate1d_backward(np.arange(4.0).reshape(1, 1, 4), 3, (1, 1, 2))
     array([[[0., 3.]]])
     """
-    return _resample_backward("dilate1d_backward", 1, dy, factor, input_shape, method, True)
+    return _resample_backward("dilate1d_backward", 1, dy, factor, input_shape, method, out, True)
 
 
 def dilate2d_backward(
-    dy: Array, factor: Ints, input_shape: Sequence[int], *, method: str = "auto"
+    dy: Array,
+    factor: Ints,
+    input_shape: Sequence[int],
+    *,
+    method: str = "auto",
+    out: Array | None = None,
 ) -> Array:
     """Gradient of `dilate2d`: what fell on the zeros is lost.
 
@@ -1273,6 +1452,8 @@ def dilate2d_backward(
         The shape of x.
     method : str
         A name out of ``cnnfast.methods("dilate2d_backward")``, or "auto".
+    out : array, optional
+        Where the result goes, in place of a new array; of its shape and dtype.
 
     Returns
     -------
@@ -1285,11 +1466,16 @@ def dilate2d_backward(
     array([[[[0., 2.],
              [6., 8.]]]])
     """
-    return _resample_backward("dilate2d_backward", 2, dy, factor, input_shape, method, True)
+    return _resample_backward("dilate2d_backward", 2, dy, factor, input_shape, method, out, True)
 
 
 def subsample1d_backward(
-    dy: Array, factor: Ints, input_shape: Sequence[int], *, method: str = "auto"
+    dy: Array,
+    factor: Ints,
+    input_shape: Sequence[int],
+    *,
+    method: str = "auto",
+    out: Array | None = None,
 ) -> Array:
     """Gradient of `subsample1d`: zero for the elements that were left out.
 
@@ -1303,6 +1489,8 @@ def subsample1d_backward(
         The shape of x.
     method : str
         A name out of ``cnnfast.methods("subsample1d_backward")``, or "auto".
+    out : array, optional
+        Where the result goes, in place of a new array; of its shape and dtype.
 
     Returns
     -------
@@ -1314,11 +1502,18 @@ def subsample1d_backward(
     >>> cnnfast.subsample1d_backward(np.array([[[1.0, 2.0]]]), 2, (1, 1, 4))
     array([[[1., 0., 2., 0.]]])
     """
-    return _resample_backward("subsample1d_backward", 1, dy, factor, input_shape, method, False)
+    return _resample_backward(
+        "subsample1d_backward", 1, dy, factor, input_shape, method, out, False
+    )
 
 
 def subsample2d_backward(
-    dy: Array, factor: Ints, input_shape: Sequence[int], *, method: str = "auto"
+    dy: Array,
+    factor: Ints,
+    input_shape: Sequence[int],
+    *,
+    method: str = "auto",
+    out: Array | None = None,
 ) -> Array:
     """Gradient of `subsample2d`: zero for the pixels that were left out.
 
@@ -1332,6 +1527,8 @@ def subsample2d_backward(
         The shape of x.
     method : str
         A name out of ``cnnfast.methods("subsample2d_backward")``, or "auto".
+    out : array, optional
+        Where the result goes, in place of a new array; of its shape and dtype.
 
     Returns
     -------
@@ -1344,7 +1541,9 @@ def subsample2d_backward(
     array([[[[1., 0., 2.],
              [0., 0., 0.]]]])
     """
-    return _resample_backward("subsample2d_backward", 2, dy, factor, input_shape, method, False)
+    return _resample_backward(
+        "subsample2d_backward", 2, dy, factor, input_shape, method, out, False
+    )
 
 
 def batch_norm(
@@ -1359,6 +1558,7 @@ def batch_norm(
     *,
     return_stats: bool = False,
     method: str = "auto",
+    out: Array | Arrays | None = None,
 ) -> Array | tuple[Array, Array, Array]:
     """Bring every channel to mean 0 and variance 1, then scale and shift it.
 
@@ -1379,6 +1579,8 @@ def batch_norm(
         Give also what `batch_norm_backward` needs.
     method : str
         A name out of ``cnnfast.methods("batch_norm")``, or "auto".
+    out : array or tuple of arrays, optional
+        Where the results go, in place of new arrays; of their shapes and dtypes.
 
     Returns
     -------
@@ -1400,6 +1602,11 @@ def batch_norm(
            [ 1.]])
     """
     op = "batch_norm"
+    options = (training, momentum, eps, return_stats)
+    again = (x, running_mean, running_var, weight, bias), options
+    done = dispatch.again(op, method, *again, out)
+    if done is not None:
+        return done
     train = geometry.flag(op, "training", training)
     stats_too = geometry.flag(op, "return_stats", return_stats)
     if not train and (running_mean is None or running_var is None):
@@ -1408,6 +1615,9 @@ def batch_norm(
     given = {"running_mean": running_mean, "running_var": running_var}
     (x, mean, var, weight, bias), library = arrays.admit(op, x=x, **given, weight=weight, bias=bias)
     shape = _channels(op, x, weight, running_mean=mean, running_var=var, bias=bias)
+    places = _each(op, out, 3) if stats_too else (out,)
+    if places[0] is not None:
+        arrays.check_out(op, tuple(x.shape), library.result, places[0])
     if train:
         if shape[0] * shape[2] == 1:
             raise ValueError(f"{op}: training needs two values per channel, x has {tuple(x.shape)}")
@@ -1430,11 +1640,12 @@ def batch_norm(
         train,
         share,
         eps,
+        again=again,
     )
-    y = library.finish(library.xp.reshape(result[0], tuple(x.shape)))
+    y = _give(op, library, library.xp.reshape(result[0], tuple(x.shape)), places[0])
     if not stats_too:
         return y
-    return y, library.finish(result[1]), library.finish(result[2])
+    return y, _give(op, library, result[1], places[1]), _give(op, library, result[2], places[2])
 
 
 def _channels(op: str, x: Array, weight: Array, **vectors: Array) -> tuple[int, int, int]:
@@ -1457,7 +1668,8 @@ def batch_norm_backward(
     weight: Array | None = None,
     *,
     method: str = "auto",
-) -> tuple[Array, Array, Array]:
+    out: Arrays | None = None,
+) -> Arrays:
     """Gradients of `batch_norm` when training.
 
     Parameters
@@ -1470,6 +1682,8 @@ def batch_norm_backward(
         As given to `batch_norm`.
     method : str
         A name out of ``cnnfast.methods("batch_norm_backward")``, or "auto".
+    out : tuple of three arrays or None, optional
+        Where the gradients go, in place of new arrays; of their shapes and dtype.
 
     Returns
     -------
@@ -1490,6 +1704,11 @@ def batch_norm_backward(
     (array([-1.]), array([1.]))
     """
     op = "batch_norm_backward"
+    again = (dy, x, mean, rstd, weight), ()
+    gradients: Arrays | None = dispatch.again(op, method, *again, out)
+    if gradients is not None:
+        return gradients
+    places = _each(op, out, 3)
     named = {"dy": dy, "x": x, "mean": mean, "rstd": rstd, "weight": weight}
     (dy, x, mean, rstd, weight), library = arrays.admit(op, **named)
     shape = _channels(op, x, weight, mean=mean, rstd=rstd)
@@ -1505,9 +1724,10 @@ def batch_norm_backward(
         mean,
         rstd,
         weight,
+        again=again,
     )
-    dx = library.finish(reshape(dx, tuple(x.shape)))
-    return dx, library.finish(dweight), library.finish(dbias)
+    results = reshape(dx, tuple(x.shape)), dweight, dbias
+    return tuple(_give(op, library, a, o) for a, o in zip(results, places, strict=True))
 
 
 def _of_one_shape(op: str, **named: Array) -> tuple[list[Array], Library, tuple[int, ...]]:
@@ -1520,13 +1740,18 @@ def _of_one_shape(op: str, **named: Array) -> tuple[list[Array], Library, tuple[
     return operands, library, shape
 
 
-def _elementwise(op: str, method: str, *options: Any, **named: Array) -> Array:
+def _elementwise(op: str, method: str, out: Array | None, *options: Any, **named: Array) -> Array:
     """An operation on one array, or on two of one shape."""
+    again = tuple(named.values()), options
+    y = dispatch.again(op, method, *again, out)
+    if y is not None:
+        return y
     operands, library, shape = _of_one_shape(op, **named)
-    return library.finish(dispatch.run(op, Elements(shape), library, method, *operands, *options))
+    y = dispatch.run(op, Elements(shape), library, method, *operands, *options, again=again)
+    return _give(op, library, y, out)
 
 
-def relu(x: Array, *, method: str = "auto") -> Array:
+def relu(x: Array, *, method: str = "auto", out: Array | None = None) -> Array:
     """The larger of x and 0; NaN stays NaN.
 
     Parameters
@@ -1534,6 +1759,8 @@ def relu(x: Array, *, method: str = "auto") -> Array:
     x : array of any shape
     method : str
         A name out of ``cnnfast.methods("relu")``, or "auto".
+    out : array, optional
+        Where the result goes, in place of a new array; of its shape and dtype.
 
     Returns
     -------
@@ -1545,10 +1772,10 @@ def relu(x: Array, *, method: str = "auto") -> Array:
     >>> cnnfast.relu(np.array([-1.0, 0.0, 2.0]))
     array([0., 0., 2.])
     """
-    return _elementwise("relu", method, x=x)
+    return _elementwise("relu", method, out, x=x)
 
 
-def relu_backward(dy: Array, x: Array, *, method: str = "auto") -> Array:
+def relu_backward(dy: Array, x: Array, *, method: str = "auto", out: Array | None = None) -> Array:
     """Gradient of `relu`: dy where x > 0, else 0 (at 0 too).
 
     Parameters
@@ -1557,6 +1784,8 @@ def relu_backward(dy: Array, x: Array, *, method: str = "auto") -> Array:
         Gradient of the loss by the output, and the input. (The output serves as well.)
     method : str
         A name out of ``cnnfast.methods("relu_backward")``, or "auto".
+    out : array, optional
+        Where the result goes, in place of a new array; of its shape and dtype.
 
     Returns
     -------
@@ -1568,10 +1797,12 @@ def relu_backward(dy: Array, x: Array, *, method: str = "auto") -> Array:
     >>> cnnfast.relu_backward(np.ones(3), np.array([-1.0, 0.0, 2.0]))
     array([0., 0., 1.])
     """
-    return _elementwise("relu_backward", method, dy=dy, x=x)
+    return _elementwise("relu_backward", method, out, dy=dy, x=x)
 
 
-def leaky_relu(x: Array, negative_slope: float = 0.01, *, method: str = "auto") -> Array:
+def leaky_relu(
+    x: Array, negative_slope: float = 0.01, *, method: str = "auto", out: Array | None = None
+) -> Array:
     """x where it is positive, else ``negative_slope * x``.
 
     Parameters
@@ -1581,6 +1812,8 @@ def leaky_relu(x: Array, negative_slope: float = 0.01, *, method: str = "auto") 
         The slope below 0.
     method : str
         A name out of ``cnnfast.methods("leaky_relu")``, or "auto".
+    out : array, optional
+        Where the result goes, in place of a new array; of its shape and dtype.
 
     Returns
     -------
@@ -1593,11 +1826,16 @@ def leaky_relu(x: Array, negative_slope: float = 0.01, *, method: str = "auto") 
     array([-0.5,  2. ])
     """
     slope = _number("leaky_relu", "negative_slope", negative_slope)
-    return _elementwise("leaky_relu", method, slope, x=x)
+    return _elementwise("leaky_relu", method, out, slope, x=x)
 
 
 def leaky_relu_backward(
-    dy: Array, x: Array, negative_slope: float = 0.01, *, method: str = "auto"
+    dy: Array,
+    x: Array,
+    negative_slope: float = 0.01,
+    *,
+    method: str = "auto",
+    out: Array | None = None,
 ) -> Array:
     """Gradient of `leaky_relu`: dy where x > 0, else ``negative_slope * dy``.
 
@@ -1609,6 +1847,8 @@ def leaky_relu_backward(
         As given to `leaky_relu`.
     method : str
         A name out of ``cnnfast.methods("leaky_relu_backward")``, or "auto".
+    out : array, optional
+        Where the result goes, in place of a new array; of its shape and dtype.
 
     Returns
     -------
@@ -1621,10 +1861,10 @@ def leaky_relu_backward(
     array([0.5, 1. ])
     """
     slope = _number("leaky_relu_backward", "negative_slope", negative_slope)
-    return _elementwise("leaky_relu_backward", method, slope, dy=dy, x=x)
+    return _elementwise("leaky_relu_backward", method, out, slope, dy=dy, x=x)
 
 
-def sigmoid(x: Array, *, method: str = "auto") -> Array:
+def sigmoid(x: Array, *, method: str = "auto", out: Array | None = None) -> Array:
     """``1 / (1 + exp(-x))``, without overflow at either end.
 
     Parameters
@@ -1632,6 +1872,8 @@ def sigmoid(x: Array, *, method: str = "auto") -> Array:
     x : array of any shape
     method : str
         A name out of ``cnnfast.methods("sigmoid")``, or "auto".
+    out : array, optional
+        Where the result goes, in place of a new array; of its shape and dtype.
 
     Returns
     -------
@@ -1643,10 +1885,12 @@ def sigmoid(x: Array, *, method: str = "auto") -> Array:
     >>> cnnfast.sigmoid(np.array([-1000.0, 0.0]))
     array([0. , 0.5])
     """
-    return _elementwise("sigmoid", method, x=x)
+    return _elementwise("sigmoid", method, out, x=x)
 
 
-def sigmoid_backward(dy: Array, x: Array, *, method: str = "auto") -> Array:
+def sigmoid_backward(
+    dy: Array, x: Array, *, method: str = "auto", out: Array | None = None
+) -> Array:
     """Gradient of `sigmoid`: ``dy * y * (1 - y)`` with ``y = sigmoid(x)``.
 
     Parameters
@@ -1655,6 +1899,8 @@ def sigmoid_backward(dy: Array, x: Array, *, method: str = "auto") -> Array:
         Gradient of the loss by the output, and the input.
     method : str
         A name out of ``cnnfast.methods("sigmoid_backward")``, or "auto".
+    out : array, optional
+        Where the result goes, in place of a new array; of its shape and dtype.
 
     Returns
     -------
@@ -1666,10 +1912,10 @@ def sigmoid_backward(dy: Array, x: Array, *, method: str = "auto") -> Array:
     >>> cnnfast.sigmoid_backward(np.ones(1), np.zeros(1))
     array([0.25])
     """
-    return _elementwise("sigmoid_backward", method, dy=dy, x=x)
+    return _elementwise("sigmoid_backward", method, out, dy=dy, x=x)
 
 
-def tanh(x: Array, *, method: str = "auto") -> Array:
+def tanh(x: Array, *, method: str = "auto", out: Array | None = None) -> Array:
     """The hyperbolic tangent.
 
     Parameters
@@ -1677,6 +1923,8 @@ def tanh(x: Array, *, method: str = "auto") -> Array:
     x : array of any shape
     method : str
         A name out of ``cnnfast.methods("tanh")``, or "auto".
+    out : array, optional
+        Where the result goes, in place of a new array; of its shape and dtype.
 
     Returns
     -------
@@ -1688,10 +1936,10 @@ def tanh(x: Array, *, method: str = "auto") -> Array:
     >>> cnnfast.tanh(np.array([0.0, 1000.0]))
     array([0., 1.])
     """
-    return _elementwise("tanh", method, x=x)
+    return _elementwise("tanh", method, out, x=x)
 
 
-def tanh_backward(dy: Array, x: Array, *, method: str = "auto") -> Array:
+def tanh_backward(dy: Array, x: Array, *, method: str = "auto", out: Array | None = None) -> Array:
     """Gradient of `tanh`: ``dy * (1 - y**2)`` with ``y = tanh(x)``.
 
     Parameters
@@ -1700,6 +1948,8 @@ def tanh_backward(dy: Array, x: Array, *, method: str = "auto") -> Array:
         Gradient of the loss by the output, and the input.
     method : str
         A name out of ``cnnfast.methods("tanh_backward")``, or "auto".
+    out : array, optional
+        Where the result goes, in place of a new array; of its shape and dtype.
 
     Returns
     -------
@@ -1711,7 +1961,7 @@ def tanh_backward(dy: Array, x: Array, *, method: str = "auto") -> Array:
     >>> cnnfast.tanh_backward(np.ones(1), np.zeros(1))
     array([1.])
     """
-    return _elementwise("tanh_backward", method, dy=dy, x=x)
+    return _elementwise("tanh_backward", method, out, dy=dy, x=x)
 
 
 def _axis(op: str, axis: int, ndim: int) -> int:
@@ -1722,16 +1972,21 @@ def _axis(op: str, axis: int, ndim: int) -> int:
     return int(axis)
 
 
-def _along(op: str, axis: int, method: str, **named: Array) -> Array:
+def _along(op: str, axis: int, method: str, out: Array | None, **named: Array) -> Array:
     """The same along one axis, which must not be empty."""
+    again = tuple(named.values()), (axis,)
+    y = dispatch.again(op, method, *again, out)
+    if y is not None:
+        return y
     operands, library, shape = _of_one_shape(op, **named)
     axis = _axis(op, axis, len(shape))
     if shape[axis] == 0:
         raise ValueError(f"{op}: axis {axis} is empty (shape {shape})")
-    return library.finish(dispatch.run(op, Elements(shape), library, method, *operands, axis))
+    y = dispatch.run(op, Elements(shape), library, method, *operands, axis, again=again)
+    return _give(op, library, y, out)
 
 
-def softmax(x: Array, axis: int = -1, *, method: str = "auto") -> Array:
+def softmax(x: Array, axis: int = -1, *, method: str = "auto", out: Array | None = None) -> Array:
     """``exp(x)`` divided by its sum along an axis.
 
     Parameters
@@ -1741,6 +1996,8 @@ def softmax(x: Array, axis: int = -1, *, method: str = "auto") -> Array:
         The axis that sums to 1.
     method : str
         A name out of ``cnnfast.methods("softmax")``, or "auto".
+    out : array, optional
+        Where the result goes, in place of a new array; of its shape and dtype.
 
     Returns
     -------
@@ -1756,10 +2013,12 @@ def softmax(x: Array, axis: int = -1, *, method: str = "auto") -> Array:
     >>> cnnfast.softmax(np.array([1000.0, 1000.0]))
     array([0.5, 0.5])
     """
-    return _along("softmax", axis, method, x=x)
+    return _along("softmax", axis, method, out, x=x)
 
 
-def softmax_backward(dy: Array, y: Array, axis: int = -1, *, method: str = "auto") -> Array:
+def softmax_backward(
+    dy: Array, y: Array, axis: int = -1, *, method: str = "auto", out: Array | None = None
+) -> Array:
     """Gradient of `softmax`: ``y * (dy - sum(dy * y))``.
 
     Parameters
@@ -1770,6 +2029,8 @@ def softmax_backward(dy: Array, y: Array, axis: int = -1, *, method: str = "auto
         As given to `softmax`.
     method : str
         A name out of ``cnnfast.methods("softmax_backward")``, or "auto".
+    out : array, optional
+        Where the result goes, in place of a new array; of its shape and dtype.
 
     Returns
     -------
@@ -1781,10 +2042,12 @@ def softmax_backward(dy: Array, y: Array, axis: int = -1, *, method: str = "auto
     >>> cnnfast.softmax_backward(np.array([1.0, 0.0]), np.array([0.5, 0.5]))
     array([ 0.25, -0.25])
     """
-    return _along("softmax_backward", axis, method, dy=dy, y=y)
+    return _along("softmax_backward", axis, method, out, dy=dy, y=y)
 
 
-def log_softmax(x: Array, axis: int = -1, *, method: str = "auto") -> Array:
+def log_softmax(
+    x: Array, axis: int = -1, *, method: str = "auto", out: Array | None = None
+) -> Array:
     """The logarithm of `softmax`, accurate where that is tiny.
 
     Parameters
@@ -1794,6 +2057,8 @@ def log_softmax(x: Array, axis: int = -1, *, method: str = "auto") -> Array:
         The axis along which ``exp(y)`` sums to 1.
     method : str
         A name out of ``cnnfast.methods("log_softmax")``, or "auto".
+    out : array, optional
+        Where the result goes, in place of a new array; of its shape and dtype.
 
     Returns
     -------
@@ -1805,10 +2070,12 @@ def log_softmax(x: Array, axis: int = -1, *, method: str = "auto") -> Array:
     >>> cnnfast.log_softmax(np.array([1000.0, 0.0]))
     array([    0., -1000.])
     """
-    return _along("log_softmax", axis, method, x=x)
+    return _along("log_softmax", axis, method, out, x=x)
 
 
-def log_softmax_backward(dy: Array, y: Array, axis: int = -1, *, method: str = "auto") -> Array:
+def log_softmax_backward(
+    dy: Array, y: Array, axis: int = -1, *, method: str = "auto", out: Array | None = None
+) -> Array:
     """Gradient of `log_softmax`: ``dy - exp(y) * sum(dy)``.
 
     Parameters
@@ -1819,6 +2086,8 @@ def log_softmax_backward(dy: Array, y: Array, axis: int = -1, *, method: str = "
         As given to `log_softmax`.
     method : str
         A name out of ``cnnfast.methods("log_softmax_backward")``, or "auto".
+    out : array, optional
+        Where the result goes, in place of a new array; of its shape and dtype.
 
     Returns
     -------
@@ -1830,7 +2099,7 @@ def log_softmax_backward(dy: Array, y: Array, axis: int = -1, *, method: str = "
     >>> cnnfast.log_softmax_backward(np.array([1.0, 0.0]), np.log([0.5, 0.5]))
     array([ 0.5, -0.5])
     """
-    return _along("log_softmax_backward", axis, method, dy=dy, y=y)
+    return _along("log_softmax_backward", axis, method, out, dy=dy, y=y)
 
 
 def _product(op: str, x: Array, w: Array) -> tuple[Product, tuple[int, ...]]:
@@ -1843,7 +2112,9 @@ def _product(op: str, x: Array, w: Array) -> tuple[Product, tuple[int, ...]]:
     return Product(prod(shape[:-1]), w.shape[1], w.shape[0]), (*shape[:-1], w.shape[0])
 
 
-def linear(x: Array, w: Array, b: Array | None = None, *, method: str = "auto") -> Array:
+def linear(
+    x: Array, w: Array, b: Array | None = None, *, method: str = "auto", out: Array | None = None
+) -> Array:
     """``x @ w.T + b``: a fully connected layer.
 
     Parameters
@@ -1856,6 +2127,8 @@ def linear(x: Array, w: Array, b: Array | None = None, *, method: str = "auto") 
         Added to every row.
     method : str
         A name out of ``cnnfast.methods("linear")``, or "auto".
+    out : array, optional
+        Where the result goes, in place of a new array; of its shape and dtype.
 
     Returns
     -------
@@ -1867,15 +2140,26 @@ def linear(x: Array, w: Array, b: Array | None = None, *, method: str = "auto") 
     >>> cnnfast.linear(np.array([[1.0, 2.0]]), np.array([[3.0, 4.0]]), np.array([0.5]))
     array([[11.5]])
     """
-    (x, w, b), library = arrays.admit("linear", x=x, w=w, b=b)
-    g, _ = _product("linear", x, w)
-    _fits("linear", "b", b, (w.shape[0],))
-    return library.finish(dispatch.run("linear", g, library, method, x, w, b))
+    op = "linear"
+    again = (x, w, b), ()
+    y = dispatch.again(op, method, *again, out)
+    if y is not None:
+        return y
+    (x, w, b), library = arrays.admit(op, x=x, w=w, b=b)
+    g, _ = _product(op, x, w)
+    _fits(op, "b", b, (w.shape[0],))
+    return _give(op, library, dispatch.run(op, g, library, method, x, w, b, again=again), out)
 
 
 def linear_backward(
-    dy: Array, x: Array, w: Array, *, needs: str = "xwb", method: str = "auto"
-) -> tuple[Array, Array, Array]:
+    dy: Array,
+    x: Array,
+    w: Array,
+    *,
+    needs: str = "xwb",
+    method: str = "auto",
+    out: Arrays | None = None,
+) -> Arrays:
     """Gradients of `linear`: ``dx = dy @ w``, ``dw = dy.T @ x``, ``db = sum of dy's rows``.
 
     Parameters
@@ -1888,6 +2172,8 @@ def linear_backward(
         The gradients wanted, letters of "xwb"; the others are None and are not computed.
     method : str
         A name out of ``cnnfast.methods("linear_backward")``, or "auto".
+    out : tuple of three arrays or None, optional
+        Where the gradients go, in place of new arrays; of their shapes and dtype.
 
     Returns
     -------
@@ -1901,14 +2187,18 @@ def linear_backward(
     (array([[3., 4.]]), array([[1., 2.]]), array([1.]))
     """
     op = "linear_backward"
+    again = (dy, x, w), (needs,)
+    gradients: Arrays | None = dispatch.again(op, method, *again, out)
+    if gradients is not None:
+        return gradients
     (dy, x, w), library = arrays.admit(op, dy=dy, x=x, w=w)
     g, shape = _product(op, x, w)
     _fits(op, "dy", dy, shape)
     needs = _wanted(op, needs)
     cost = _gradient_cost(dy, x, w, w.shape[0], needs)
-    grads = dispatch.run(op, g, library, method, dy, x, w, needs=needs, **cost)
-    dx, dw, db = (library.finish(a) for a in grads)
-    return dx, dw, db
+    places = _each(op, out, 3)
+    grads = dispatch.run(op, g, library, method, dy, x, w, needs=needs, again=again, **cost)
+    return tuple(_give(op, library, a, o) for a, o in zip(grads, places, strict=True))
 
 
 def dropout(
@@ -2025,7 +2315,11 @@ def _classification(
 
 
 def cross_entropy(
-    scores: Array, labels: Array, *, label_smoothing: float = 0.0, method: str = "auto"
+    scores: Array,
+    labels: Array,
+    *,
+    label_smoothing: float = 0.0,
+    method: str = "auto",
 ) -> tuple[float, Array]:
     """The mean of ``-log softmax(scores)`` at the right classes, and its gradient.
 
@@ -2063,7 +2357,11 @@ def cross_entropy(
 
 
 def multi_margin_loss(
-    scores: Array, labels: Array, *, margin: float = 1.0, method: str = "auto"
+    scores: Array,
+    labels: Array,
+    *,
+    margin: float = 1.0,
+    method: str = "auto",
 ) -> tuple[float, Array]:
     """The courses' SVM loss: by how much wrong classes come within a margin of the right one.
 

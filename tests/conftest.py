@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+from cnnfast import dispatch
+
 # "ci" draws the same examples in every run; "explore" looks for new ones, without end in sight:
 # HYPOTHESIS_PROFILE=explore python -m pytest tests/test_geometry.py
 _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
@@ -19,6 +21,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 @pytest.fixture(autouse=True)
 def _no_method_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CNNFAST_METHOD", raising=False)
+    dispatch.forget()
 
 
 @pytest.fixture

@@ -335,9 +335,12 @@ def test_missing_argument_is_a_type_error(op: str) -> None:
 
 
 @pytest.mark.parametrize("op", functional.__all__)
-def test_method_is_keyword_only_and_last(op: str) -> None:
-    parameters = inspect.signature(getattr(cnnfast, op)).parameters
-    *_, method = parameters.values()
+def test_method_and_out_are_keyword_only_and_last(op: str) -> None:
+    parameters = list(inspect.signature(getattr(cnnfast, op)).parameters.values())
+    if parameters[-1].name == "out":
+        out = parameters.pop()
+        assert (out.kind, out.default) == (out.KEYWORD_ONLY, None)
+    method = parameters[-1]
     assert (method.name, method.kind, method.default) == ("method", method.KEYWORD_ONLY, "auto")
     with pytest.raises(ValueError, match=f"{op}: there is no method 'quick'"):
         cnnfast.explain(op, **_good(op), method="quick")

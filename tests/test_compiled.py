@@ -251,7 +251,8 @@ def test_relu(engine: ModuleType, n: int, shift: int, dtype: Any) -> None:
     x.flags.writeable = dy.flags.writeable = False
 
     y = padded(np.full(n, np.nan, dtype), shift, 77)
-    engine.relu(x, y)
+    plan = engine.Relu(x.shape, dtype is np.float64)
+    assert plan((x,), y) is y
     expected = np.where(x < 0, 0, x)
     np.testing.assert_array_equal(y, expected)
     np.testing.assert_array_equal(np.signbit(y), np.signbit(expected))
@@ -259,18 +260,22 @@ def test_relu(engine: ModuleType, n: int, shift: int, dtype: Any) -> None:
     assert (y.base[shift + n :] == 77).all()
 
     dx = padded(np.full(n, np.nan, dtype), shift, 77)
-    engine.relu_backward(dy, x, dx)
+    assert engine.ReluBackward(x.shape, dtype is np.float64)((dy, x), dx) is dx
     np.testing.assert_array_equal(dx, np.where(x <= 0, 0, dy))
     assert (dx.base[:shift] == 77).all()
     assert (dx.base[shift + n :] == 77).all()
 
 
 @needs_engine
-def test_relu_takes_one_dtype(engine: ModuleType) -> None:
-    with pytest.raises((TypeError, ValueError)):
-        engine.relu(np.zeros(3, np.float32), np.zeros(3))
-    with pytest.raises((TypeError, ValueError)):
-        engine.relu(np.zeros((3, 2))[:, 0], np.zeros(3))
+def test_a_plan_refuses_what_is_not_as_it_needs_it(engine: ModuleType) -> None:
+    plan = engine.Relu((3,), False)
+    x, y = np.ones(3, np.float32), np.ones(3, np.float32)
+    assert plan((np.ones((3, 2), np.float32)[:, 0],)) is None  # not in C order
+    y.flags.writeable = False
+    for out in (np.zeros(3), np.zeros(4, np.float32), y, x):
+        assert plan((x,), out) is None
+    with pytest.raises(ValueError, match="an array of 16 bytes came where 12 were due"):
+        plan((np.ones(4, np.float32),))
 
 
 SOURCES = PACKAGE / "csrc"

@@ -82,6 +82,7 @@ def test_auto_takes_the_first() -> None:
 
 def test_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CNNFAST_METHOD", "naive")
+    dispatch.forget()
     assert ran_by(conv) == "naive"
     with cnnfast.use("toeplitz"):
         assert ran_by(conv) == "toeplitz"
@@ -90,6 +91,7 @@ def test_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ran_by(lambda: conv(method="portable")) == "portable"
     assert ran_by(conv) == "naive"
     monkeypatch.delenv("CNNFAST_METHOD")
+    dispatch.forget()
     assert ran_by(conv) == cnnfast.explain("conv2d", X, W).method
 
 
@@ -97,12 +99,14 @@ def test_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_environment_may_be_empty_or_auto(monkeypatch: pytest.MonkeyPatch) -> None:
     for value in ("", "auto"):
         monkeypatch.setenv("CNNFAST_METHOD", value)
+        dispatch.forget()
         assert ran_by(conv) == "im2col"
 
 
 @needs_cython
 def test_use_auto_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CNNFAST_METHOD", "naive")
+    dispatch.forget()
     with cnnfast.use("toeplitz"), cnnfast.use("auto"):
         assert ran_by(conv) == "im2col"
     assert ran_by(conv) == "naive"
@@ -235,6 +239,7 @@ def test_unknown_method_in_use() -> None:
 
 def test_unknown_method_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CNNFAST_METHOD", "fast")
+    dispatch.forget()
     with pytest.raises(ValueError, match="CNNFAST_METHOD: there is no method 'fast'; there are"):
         conv()
     # Who says more than the environment is not disturbed by it.
@@ -260,6 +265,7 @@ def test_method_error_is_a_value_error_with_the_reason() -> None:
 
 def test_method_error_names_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CNNFAST_METHOD", "toeplitz")
+    dispatch.forget()
     with pytest.raises(cnnfast.MethodError, match=r"'toeplitz' \(from CNNFAST_METHOD\) cannot"):
         cnnfast.explain("conv2d", (1, 64, 224, 224), (64, 64, 3, 3))
 

@@ -14,6 +14,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#if defined(__AVX__) || (defined(__SSE2__) && CNNFAST_VECTOR_BYTES)
+#include <immintrin.h>
+#endif
+
 #if REAL_BITS == 32
 typedef float real;
 typedef int32_t real_bits;
@@ -24,6 +28,21 @@ typedef int64_t real_bits;
 #define KERNEL(name) name##_f64
 #else
 #error "define REAL_BITS as 32 or 64"
+#endif
+
+#if defined(__GNUC__)
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+#define PREFETCH(p) __builtin_prefetch(p)
+#else
+#define ALWAYS_INLINE static inline
+#define PREFETCH(p) ((void)(p))
+#endif
+
+/* How many vectors the processor holds at once, which bounds the tiles of the kernels. */
+#if CNNFAST_VECTOR_BYTES == 64 || defined(__aarch64__)
+#define VECTOR_REGISTERS 32
+#else
+#define VECTOR_REGISTERS 16
 #endif
 
 #if CNNFAST_VECTOR_BYTES
@@ -58,7 +77,13 @@ static inline vec blend(mask m, vec yes, vec no)
 
 #endif
 
-#define LANES ((ptrdiff_t)(sizeof(vec) / sizeof(real)))
+/* A constant of the preprocessor, so that it can choose among sources. */
+#if CNNFAST_VECTOR_BYTES
+#define LANES_CONSTANT (CNNFAST_VECTOR_BYTES * 8 / REAL_BITS)
+#else
+#define LANES_CONSTANT 1
+#endif
+#define LANES ((ptrdiff_t)LANES_CONSTANT)
 
 /* memcpy, not a cast pointer: the compilers turn it into one unaligned instruction, and it is
  * defined for every address. */
@@ -74,16 +99,180 @@ static inline void store(real *p, vec v)
     memcpy(p, &v, sizeof v);
 }
 
+#if CNNFAST_VECTOR_BYTES == 64 && defined(__AVX512F__)
+
+#if REAL_BITS == 32
 static inline vec load_part(const real *p, ptrdiff_t n)
 {
-    vec v = splat(0);
-    memcpy(&v, p, (size_t)n * sizeof(real));
-    return v;
+    return (vec)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
 }
 
 static inline void store_part(real *p, vec v, ptrdiff_t n)
 {
-    memcpy(p, &v, (size_t)n * sizeof(real));
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
+}
+#else
+static inline vec load_part(const real *p, ptrdiff_t n)
+{
+    return (vec)_mm512_maskz_loadu_pd((__mmask8)((1u << n) - 1), p);
+}
+
+static inline void store_part(real *p, vec v, ptrdiff_t n)
+{
+    _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), (__m512d)v);
+}
+#endif
+
+#elif CNNFAST_VECTOR_BYTES == 32 && defined(__AVX2__)
+
+/* Ones in the first n of LANES elements: a window of a table that slides back by n. */
+static inline __m256i first(ptrdiff_t n)
+{
+    static const real_bits table[2 * LANES_CONSTANT] = {
+#if REAL_BITS == 32
+        -1, -1, -1, -1,
+#endif
+        -1, -1, -1, -1};
+    return _mm256_loadu_si256((const __m256i *)(table + LANES - n));
+}
+
+#if REAL_BITS == 32
+static inline vec load_part(const real *p, ptrdiff_t n)
+{
+    return (vec)_mm256_maskload_ps(p, first(n));
+}
+
+static inline void store_part(real *p, vec v, ptrdiff_t n)
+{
+    _mm256_maskstore_ps(p, first(n), (__m256)v);
+}
+#else
+static inline vec load_part(const real *p, ptrdiff_t n)
+{
+    return (vec)_mm256_maskload_pd(p, first(n));
+}
+
+static inline void store_part(real *p, vec v, ptrdiff_t n)
+{
+    _mm256_maskstore_pd(p, first(n), (__m256d)v);
+}
+#endif
+
+#else
+
+static inline vec load_part(const real *p, ptrdiff_t n)
+{
+    real part[LANES_CONSTANT] = {0};
+    for (ptrdiff_t i = 0; i < n; i++)
+        part[i] = p[i];
+    return load(part);
+}
+
+static inline void store_part(real *p, vec v, ptrdiff_t n)
+{
+    real part[LANES_CONSTANT];
+    store(part, v);
+    for (ptrdiff_t i = 0; i < n; i++)
+        p[i] = part[i];
+}
+
+#endif
+
+/* Stores that bypass the caches, for results larger than them; p must be aligned to a vector.
+ * stream_fence() orders them before whatever tells another thread that they are done. */
+static inline void stream(real *p, vec v)
+{
+#if CNNFAST_VECTOR_BYTES == 32 && defined(__AVX__)
+    _mm256_stream_si256((__m256i *)p, (__m256i)v);
+#elif CNNFAST_VECTOR_BYTES == 64 && defined(__AVX512F__)
+    _mm512_stream_si512((__m512i *)p, (__m512i)v);
+#elif CNNFAST_VECTOR_BYTES == 16 && defined(__SSE2__)
+    _mm_stream_si128((__m128i *)p, (__m128i)v);
+#else
+    store(p, v);
+#endif
+}
+
+static inline void stream_fence(void)
+{
+#if CNNFAST_VECTOR_BYTES && defined(__SSE2__)
+    _mm_sfence();
+#endif
+}
+
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector) && CNNFAST_VECTOR_BYTES
+#define HAS_SHUFFLE 1
+#endif
+#endif
+
+#ifdef HAS_SHUFFLE
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#endif
+
+/* Transpose a block of LANES x LANES elements, held as LANES rows. Each step exchanges, in blocks
+ * of twice `step` rows and columns, the two quarters off the diagonal. */
+ALWAYS_INLINE void transpose(vec row[LANES_CONSTANT])
+{
+#ifdef HAS_SHUFFLE
+    for (ptrdiff_t step = LANES / 2; step; step /= 2) {
+        for (ptrdiff_t i = 0; i < LANES; i++) {
+            if (i & step)
+                continue;
+            const vec a = row[i], b = row[i + step];
+#if LANES_CONSTANT == 2
+            row[i] = SHUFFLE(a, b, 0, 2);
+            row[i + step] = SHUFFLE(a, b, 1, 3);
+#elif LANES_CONSTANT == 4
+            if (step == 2) {
+                row[i] = SHUFFLE(a, b, 0, 1, 4, 5);
+                row[i + step] = SHUFFLE(a, b, 2, 3, 6, 7);
+            } else {
+                row[i] = SHUFFLE(a, b, 0, 4, 2, 6);
+                row[i + step] = SHUFFLE(a, b, 1, 5, 3, 7);
+            }
+#elif LANES_CONSTANT == 8
+            if (step == 4) {
+                row[i] = SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11);
+                row[i + step] = SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+            } else if (step == 2) {
+                row[i] = SHUFFLE(a, b, 0, 1, 8, 9, 4, 5, 12, 13);
+                row[i + step] = SHUFFLE(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+            } else {
+                row[i] = SHUFFLE(a, b, 0, 8, 2, 10, 4, 12, 6, 14);
+                row[i + step] = SHUFFLE(a, b, 1, 9, 3, 11, 5, 13, 7, 15);
+            }
+#elif LANES_CONSTANT == 16
+            if (step == 8) {
+                row[i] = SHUFFLE(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
+                row[i + step] =
+                    SHUFFLE(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+            } else if (step == 4) {
+                row[i] = SHUFFLE(a, b, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27);
+                row[i + step] =
+                    SHUFFLE(a, b, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+            } else if (step == 2) {
+                row[i] = SHUFFLE(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
+                row[i + step] =
+                    SHUFFLE(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+            } else {
+                row[i] = SHUFFLE(a, b, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30);
+                row[i + step] =
+                    SHUFFLE(a, b, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+            }
+#endif
+        }
+    }
+#else
+    real block[LANES_CONSTANT * LANES_CONSTANT], turned[LANES_CONSTANT * LANES_CONSTANT];
+    for (ptrdiff_t i = 0; i < LANES; i++)
+        store(block + i * LANES, row[i]);
+    for (ptrdiff_t i = 0; i < LANES; i++)
+        for (ptrdiff_t j = 0; j < LANES; j++)
+            turned[j * LANES + i] = block[i * LANES + j];
+    for (ptrdiff_t i = 0; i < LANES; i++)
+        row[i] = load(turned + i * LANES);
+#endif
 }
 
 #endif

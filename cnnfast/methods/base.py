@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,9 @@ import numpy as np
 
 from cnnfast.arrays import namespace
 from cnnfast.geometry import Convolution, Geometry, Shape
+
+Arrays = tuple[Any, ...]
+Plan = Callable[[Arrays, Any], Any]
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,15 @@ class Method:
     def workspace(self, call: Call) -> int:
         """Bytes of scratch memory that the call allocates beside its results."""
         return 0
+
+    def plan(self, call: Call, arrays: Arrays, parameters: Arrays) -> Plan | None:
+        """A function that serves calls like this one; None where there is none.
+
+        `arrays` and `parameters` are the user's, which have been checked. The function takes such
+        arrays, and `out`; it gives what the user gets, or None, with nothing done, if an array is
+        not in C order or cannot be written to.
+        """
+        return None
 
 
 class ConvolutionMethod(Method, ABC):

@@ -8,7 +8,7 @@ import numpy as np
 
 from cnnfast import compiled
 from cnnfast.geometry import Elements
-from cnnfast.methods.base import Call, Method, contiguous
+from cnnfast.methods.base import Arrays, Call, Method, Plan, contiguous
 
 
 class Engine(Method):
@@ -21,15 +21,19 @@ class Engine(Method):
             return f"its kernels run on the CPU, the arrays are on {call.device}"
         return compiled.engine_missing()
 
+    def plan(self, call: Call, arrays: Arrays, parameters: Arrays) -> Plan | None:
+        shape, double = arrays[0].shape, call.dtype == "float64"
+        engine = compiled.engine()
+        kind = engine.Relu if call.op == "relu" else engine.ReluBackward
+        plan: Plan = kind(shape, double)
+        return plan
+
     def relu(self, g: Elements, x: Any) -> Any:
-        y = np.empty(x.shape, x.dtype)
-        compiled.engine().relu(contiguous(x, (-1,)), y.reshape(-1))
-        return y
+        return compiled.engine().Relu(x.shape, x.dtype == np.float64)((contiguous(x),))
 
     def relu_backward(self, g: Elements, dy: Any, x: Any) -> Any:
-        dx = np.empty(x.shape, x.dtype)
-        compiled.engine().relu_backward(contiguous(dy, (-1,)), contiguous(x, (-1,)), dx.reshape(-1))
-        return dx
+        plan = compiled.engine().ReluBackward(x.shape, x.dtype == np.float64)
+        return plan((contiguous(dy), contiguous(x)))
 
 
 METHOD = Engine()

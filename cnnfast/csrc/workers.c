@@ -1,0 +1,200 @@
+#define _POSIX_C_SOURCE 200809L /* POSIX threads in strict C11 too */
+#include "workers.h"
+
+#if defined(_WIN32) || !defined(__GNUC__)
+
+/* Without POSIX threads and GCC's atomics the caller does all the work. */
+void workers_run(workers_task task, void *job, ptrdiff_t parts, int threads)
+{
+    (void)threads;
+    for (ptrdiff_t part = 0; part < parts; part++)
+        task(job, part, 0);
+}
+
+#else
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdint.h>
+
+#if defined(__x86_64__)
+#define PAUSE() __builtin_ia32_pause()
+#elif defined(__aarch64__)
+#define PAUSE() __asm__ volatile("yield")
+#else
+#define PAUSE() ((void)0)
+#endif
+
+enum {
+    MOST_THREADS = 256,
+    /* Pauses before a thread that waits goes to sleep: some tens of microseconds, in which the
+     * next layer of a network usually asks again. Waking a sleeping thread takes about as long. */
+    SPINS = 2000,
+};
+
+/* The job on offer. A thread takes part by adding 1 to `state` while OPEN is set in it; the caller
+ * clears OPEN when no part is left and waits for those inside to leave. A thread that wakes too
+ * late finds the offer closed and is never waited for. */
+static struct {
+    workers_task task;
+    void *job;
+    ptrdiff_t parts;
+    int threads;
+    _Atomic ptrdiff_t next;  /* part */
+    _Atomic uint64_t state;  /* OPEN, and how many pool threads are inside */
+    _Atomic uint64_t number; /* of the offer, so that a thread answers each once */
+    _Atomic int asleep;      /* pool threads that wait for `posted` */
+    _Atomic int waiting;     /* whether the caller waits for `done` */
+} offer;
+static const uint64_t OPEN = (uint64_t)1 << 32;
+
+static pthread_mutex_t owner = PTHREAD_MUTEX_INITIALIZER; /* held by the caller who is served */
+static pthread_mutex_t sleeping = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t posted = PTHREAD_COND_INITIALIZER, done = PTHREAD_COND_INITIALIZER;
+static int started; /* pool threads; guarded by `owner` */
+static pthread_once_t forks_once = PTHREAD_ONCE_INIT;
+
+static void take_parts(ptrdiff_t slot)
+{
+    for (;;) {
+        const ptrdiff_t part = atomic_fetch_add(&offer.next, 1);
+        if (part >= offer.parts)
+            return;
+        offer.task(offer.job, part, slot);
+    }
+}
+
+static int enter_offer(void)
+{
+    uint64_t state = atomic_load(&offer.state);
+    while (state & OPEN)
+        if (atomic_compare_exchange_weak(&offer.state, &state, state + 1))
+            return 1;
+    return 0;
+}
+
+static void leave_offer(void)
+{
+    /* Whoever leaves last tells a caller that has gone to sleep. */
+    if (atomic_fetch_sub(&offer.state, 1) == 1 && atomic_load(&offer.waiting)) {
+        pthread_mutex_lock(&sleeping);
+        pthread_cond_signal(&done);
+        pthread_mutex_unlock(&sleeping);
+    }
+}
+
+static void wait_for_offer(uint64_t seen)
+{
+    for (int i = 0; i < SPINS; i++) {
+        if (atomic_load_explicit(&offer.number, memory_order_relaxed) != seen)
+            return;
+        PAUSE();
+    }
+    pthread_mutex_lock(&sleeping);
+    atomic_fetch_add(&offer.asleep, 1);
+    while (atomic_load(&offer.number) == seen)
+        pthread_cond_wait(&posted, &sleeping);
+    atomic_fetch_sub(&offer.asleep, 1);
+    pthread_mutex_unlock(&sleeping);
+}
+
+static void *serve(void *argument)
+{
+    const ptrdiff_t slot = (ptrdiff_t)(intptr_t)argument;
+    uint64_t seen = 0;
+    for (;;) {
+        wait_for_offer(seen);
+        seen = atomic_load(&offer.number);
+        if (enter_offer()) {
+            if (slot < offer.threads)
+                take_parts(slot);
+            leave_offer();
+        }
+    }
+    return NULL;
+}
+
+/* The child of a fork has none of the pool's threads, and locks that nobody will open. */
+static void forget_threads(void)
+{
+    pthread_mutex_init(&owner, NULL);
+    pthread_mutex_init(&sleeping, NULL);
+    pthread_cond_init(&posted, NULL);
+    pthread_cond_init(&done, NULL);
+    atomic_store(&offer.state, 0);
+    atomic_store(&offer.asleep, 0);
+    atomic_store(&offer.waiting, 0);
+    started = 0;
+}
+
+static void watch_forks(void)
+{
+    pthread_atfork(NULL, NULL, forget_threads);
+}
+
+/* Start threads until there are `wanted` beside the caller, or the system has no more. */
+static void start(int wanted)
+{
+    while (started < wanted) {
+        pthread_t thread;
+        pthread_attr_t attributes;
+        pthread_attr_init(&attributes);
+        pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+        const int failed =
+            pthread_create(&thread, &attributes, serve, (void *)(intptr_t)(started + 1));
+        pthread_attr_destroy(&attributes);
+        if (failed)
+            return;
+        started++;
+    }
+}
+
+static void wait_until_left(void)
+{
+    for (int i = 0; i < SPINS; i++) {
+        if (!atomic_load(&offer.state))
+            return;
+        PAUSE();
+    }
+    pthread_mutex_lock(&sleeping);
+    atomic_store(&offer.waiting, 1);
+    while (atomic_load(&offer.state))
+        pthread_cond_wait(&done, &sleeping);
+    atomic_store(&offer.waiting, 0);
+    pthread_mutex_unlock(&sleeping);
+}
+
+void workers_run(workers_task task, void *job, ptrdiff_t parts, int threads)
+{
+    if (threads > MOST_THREADS)
+        threads = MOST_THREADS;
+    if (threads > parts)
+        threads = (int)parts;
+    /* A caller who finds the pool taken, by another thread or by itself further up, works alone:
+     * that keeps as many processors busy, and waits for nothing. */
+    if (threads < 2 || pthread_mutex_trylock(&owner)) {
+        for (ptrdiff_t part = 0; part < parts; part++)
+            task(job, part, 0);
+        return;
+    }
+    pthread_once(&forks_once, watch_forks);
+    start(threads - 1);
+    offer.task = task;
+    offer.job = job;
+    offer.parts = parts;
+    offer.threads = threads;
+    atomic_store(&offer.next, 0);
+    atomic_store(&offer.state, OPEN);
+    atomic_fetch_add(&offer.number, 1);
+    if (atomic_load(&offer.asleep)) {
+        pthread_mutex_lock(&sleeping);
+        pthread_cond_broadcast(&posted);
+        pthread_mutex_unlock(&sleeping);
+    }
+    take_parts(0);
+    atomic_fetch_and(&offer.state, ~OPEN);
+    wait_until_left();
+    pthread_mutex_unlock(&owner);
+}
+
+#endif
