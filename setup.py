@@ -56,7 +56,8 @@ AARCH64_LEVELS: dict[str, tuple[list[str], int]] = {"aarch64": ([], 16)}
 GENERIC_LEVEL: dict[str, tuple[list[str], int]] = {"generic": ([], 0)}
 
 ENGINE_SOURCES = [
-    f"cnnfast/csrc/{name}.c" for name in ("engine_f32", "engine_f64", "memory", "workers")
+    f"cnnfast/csrc/{name}.c"
+    for name in ("checksum", "engine_f32", "engine_f64", "memory", "workers")
 ]
 INCLUDED = sorted(str(p) for p in Path("cnnfast/csrc").iterdir() if p.suffix in (".h", ".inc"))
 

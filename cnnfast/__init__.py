@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from cnnfast import compiled, functional, naive
 from cnnfast._version import __version__
-from cnnfast.dispatch import Explanation, MethodError, Ran, methods, trace, use
+from cnnfast.dispatch import Explanation, MethodError, Ran, methods, set_winograd, trace, use
 from cnnfast.functional import *  # noqa: F403  (its __all__ is the list of the operations)
 from cnnfast.functional import explain
 from cnnfast.info import info
@@ -32,6 +32,7 @@ __all__ = [
     "naive",
     "nn",
     "set_num_threads",
+    "set_winograd",
     "threads",
     "trace",
     "training",

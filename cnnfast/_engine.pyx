@@ -4,8 +4,8 @@
 
 Each operation is a class that is made for the sizes and the dtype of a call, and called with
 arrays, as often as wanted: a *plan*. The callers have checked shapes and dtypes; a plan looks only
-at what memory safety needs, the number of bytes. Where an array is not in C order, or `out` cannot
-be written, a call returns None and has done nothing.
+at what memory safety needs, the number of bytes. Where an array is not in C order, `out` cannot be
+written, or an index points nowhere, a call returns None: there is no result.
 
 The arrays are taken through the buffer protocol, by hand: a memoryview costs a microsecond each.
 """
@@ -18,6 +18,8 @@ from cpython.buffer cimport (
     PyObject_GetBuffer,
 )
 
+from libc.stdint cimport int64_t, uint8_t
+
 import numpy as np
 
 from cnnfast.threads import get_num_threads
@@ -26,6 +28,8 @@ cdef object empty = np.empty
 cdef object ndarray = np.ndarray
 cdef object float32 = np.dtype(np.float32)
 cdef object float64 = np.dtype(np.float64)
+cdef object int64 = np.dtype(np.int64)
+cdef object uint8 = np.dtype(np.uint8)
 
 # Results from this size on are recycled (memory.h); smaller ones the C library recycles itself.
 cdef Py_ssize_t LARGE = 1 << 20
@@ -98,7 +102,7 @@ def new(tuple shape, dtype):
 
 
 cdef enum:
-    MOST_ARRAYS = 10
+    MOST_ARRAYS = 12
 
 
 cdef class Plan:
@@ -144,6 +148,9 @@ cdef class Plan:
         cdef object array
         cdef list results = []
         threads = get_num_threads()
+        if out is not None and self.outputs > 1:
+            if type(out) is not tuple or len(<tuple>out) != self.outputs:
+                return None
         for i in range(self.outputs):
             array = None if out is None else out if self.outputs == 1 else (<tuple>out)[i]
             if array is None:
@@ -157,7 +164,10 @@ cdef class Plan:
             at[i] = NULL
         try:
             for i in range(all_arrays):
-                array = arrays[i] if i < self.inputs else results[i - self.inputs]
+                if i >= self.inputs:
+                    array = results[i - self.inputs]
+                else:
+                    array = arrays[i] if i < len(arrays) else None
                 held = i
                 if array is None:
                     continue
@@ -182,7 +192,7 @@ cdef class Plan:
         if status < 0:
             raise MemoryError("no memory for the scratch of a kernel")
         if status > 0:
-            raise ValueError("an index points outside its image")
+            return None
         return results[0] if self.outputs == 1 else tuple(results)
 
 
@@ -203,39 +213,875 @@ cdef bint apart(Py_buffer *a, Py_buffer *b) noexcept nogil:
     return <char *>a.buf + a.len <= <char *>b.buf or <char *>b.buf + b.len <= <char *>a.buf
 
 
-cdef extern from "engine.h" nogil:
-    void relu_forward_f32(Py_ssize_t n, const float *x, float *y)
-    void relu_forward_f64(Py_ssize_t n, const double *x, double *y)
-    void relu_backward_f32(Py_ssize_t n, const float *dy, const float *x, float *dx)
-    void relu_backward_f64(Py_ssize_t n, const double *dy, const double *x, double *dx)
+cdef extern from "elementwise.h" nogil:
+    void relu_forward_f32(Py_ssize_t n, const float *x, float *y, int threads)
+    void sigmoid_forward_f32(Py_ssize_t n, const float *x, float *y, int threads)
+    void tanh_forward_f32(Py_ssize_t n, const float *x, float *y, int threads)
+    void relu_backward_f32(Py_ssize_t n, const float *dy, const float *x, float *dx,
+                    int threads)
+    void sigmoid_backward_f32(Py_ssize_t n, const float *dy, const float *x, float *dx,
+                    int threads)
+    void tanh_backward_f32(Py_ssize_t n, const float *dy, const float *x, float *dx,
+                    int threads)
+    void leaky_relu_forward_f32(Py_ssize_t n, const float *x, double slope, float *y,
+                                int threads)
+    void leaky_relu_backward_f32(Py_ssize_t n, const float *dy, const float *x,
+                                 double slope, float *dx, int threads)
+    void add_forward_f32(Py_ssize_t n, const float *a, const float *b, int relu, float *y,
+                         int threads)
+    int bias_gradient_f32(Py_ssize_t N, Py_ssize_t C, Py_ssize_t P, const float *dy,
+                          float *db, int threads)
+    void relu_forward_f64(Py_ssize_t n, const double *x, double *y, int threads)
+    void sigmoid_forward_f64(Py_ssize_t n, const double *x, double *y, int threads)
+    void tanh_forward_f64(Py_ssize_t n, const double *x, double *y, int threads)
+    void relu_backward_f64(Py_ssize_t n, const double *dy, const double *x, double *dx,
+                    int threads)
+    void sigmoid_backward_f64(Py_ssize_t n, const double *dy, const double *x, double *dx,
+                    int threads)
+    void tanh_backward_f64(Py_ssize_t n, const double *dy, const double *x, double *dx,
+                    int threads)
+    void leaky_relu_forward_f64(Py_ssize_t n, const double *x, double slope, double *y,
+                                int threads)
+    void leaky_relu_backward_f64(Py_ssize_t n, const double *dy, const double *x,
+                                 double slope, double *dx, int threads)
+    void add_forward_f64(Py_ssize_t n, const double *a, const double *b, int relu, double *y,
+                         int threads)
+    int bias_gradient_f64(Py_ssize_t N, Py_ssize_t C, Py_ssize_t P, const double *dy,
+                          double *db, int threads)
+
+cdef extern from "loss.h" nogil:
+    double cross_entropy_f32(Py_ssize_t N, Py_ssize_t K, const float *scores,
+                             const int64_t *labels, double smoothing, float *dscores,
+                             int threads)
+    void softmax_forward_f32(Py_ssize_t N, Py_ssize_t K, const float *x, float *y, int threads)
+    void log_softmax_forward_f32(Py_ssize_t N, Py_ssize_t K, const float *x, float *y, int threads)
+    void softmax_backward_f32(Py_ssize_t N, Py_ssize_t K, const float *dy, const float *y,
+                    float *dx, int threads)
+    void log_softmax_backward_f32(Py_ssize_t N, Py_ssize_t K, const float *dy, const float *y,
+                    float *dx, int threads)
+    double cross_entropy_f64(Py_ssize_t N, Py_ssize_t K, const double *scores,
+                             const int64_t *labels, double smoothing, double *dscores,
+                             int threads)
+    void softmax_forward_f64(Py_ssize_t N, Py_ssize_t K, const double *x, double *y, int threads)
+    void log_softmax_forward_f64(Py_ssize_t N, Py_ssize_t K, const double *x, double *y, int threads)
+    void softmax_backward_f64(Py_ssize_t N, Py_ssize_t K, const double *dy, const double *y,
+                    double *dx, int threads)
+    void log_softmax_backward_f64(Py_ssize_t N, Py_ssize_t K, const double *dy, const double *y,
+                    double *dx, int threads)
 
 
-cdef class Relu(Plan):
+cdef enum elements_code:
+    RELU
+    RELU_BACKWARD
+    LEAKY_RELU
+    LEAKY_RELU_BACKWARD
+    SIGMOID
+    SIGMOID_BACKWARD
+    TANH
+    TANH_BACKWARD
+    ADD
+    ADD_RELU
+
+cdef dict ELEMENTS_CODES = {
+    "relu": RELU,
+    "relu_backward": RELU_BACKWARD,
+    "leaky_relu": LEAKY_RELU,
+    "leaky_relu_backward": LEAKY_RELU_BACKWARD,
+    "sigmoid": SIGMOID,
+    "sigmoid_backward": SIGMOID_BACKWARD,
+    "tanh": TANH,
+    "tanh_backward": TANH_BACKWARD,
+    "add": ADD,
+    "add_relu": ADD_RELU,
+}
+
+
+cdef class Elementwise(Plan):
+    """An operation on each element of (x,), (dy, x) or (a, b), by its name."""
+
+    cdef int code
+    cdef double slope
+    cdef Py_ssize_t n
+
+    def __init__(self, str op, tuple shape, bint double, double slope=0):
+        self.code = ELEMENTS_CODES[op]
+        self.slope = slope
+        n = np.prod(shape, dtype=object)
+        self.n = n
+        pair = op.endswith("_backward") or op.startswith("add")
+        self.settle(double, (n, n) if pair else (n,), (shape,))
+
+    cdef void run_f32(self, char **at, int threads) noexcept nogil:
+        cdef float *a = <float *>at[0]
+        cdef float *b = <float *>at[1]  # the result, if there is but one operand
+        cdef float *c = <float *>at[2]
+        if self.code == RELU:
+            relu_forward_f32(self.n, a, b, threads)
+        elif self.code == RELU_BACKWARD:
+            relu_backward_f32(self.n, a, b, c, threads)
+        elif self.code == LEAKY_RELU:
+            leaky_relu_forward_f32(self.n, a, self.slope, b, threads)
+        elif self.code == LEAKY_RELU_BACKWARD:
+            leaky_relu_backward_f32(self.n, a, b, self.slope, c, threads)
+        elif self.code == SIGMOID:
+            sigmoid_forward_f32(self.n, a, b, threads)
+        elif self.code == SIGMOID_BACKWARD:
+            sigmoid_backward_f32(self.n, a, b, c, threads)
+        elif self.code == TANH:
+            tanh_forward_f32(self.n, a, b, threads)
+        elif self.code == TANH_BACKWARD:
+            tanh_backward_f32(self.n, a, b, c, threads)
+        else:
+            add_forward_f32(self.n, a, b, self.code == ADD_RELU, c, threads)
+
+    cdef void run_f64(self, char **at, int threads) noexcept nogil:
+        cdef double *a = <double *>at[0]
+        cdef double *b = <double *>at[1]  # the result, if there is but one operand
+        cdef double *c = <double *>at[2]
+        if self.code == RELU:
+            relu_forward_f64(self.n, a, b, threads)
+        elif self.code == RELU_BACKWARD:
+            relu_backward_f64(self.n, a, b, c, threads)
+        elif self.code == LEAKY_RELU:
+            leaky_relu_forward_f64(self.n, a, self.slope, b, threads)
+        elif self.code == LEAKY_RELU_BACKWARD:
+            leaky_relu_backward_f64(self.n, a, b, self.slope, c, threads)
+        elif self.code == SIGMOID:
+            sigmoid_forward_f64(self.n, a, b, threads)
+        elif self.code == SIGMOID_BACKWARD:
+            sigmoid_backward_f64(self.n, a, b, c, threads)
+        elif self.code == TANH:
+            tanh_forward_f64(self.n, a, b, threads)
+        elif self.code == TANH_BACKWARD:
+            tanh_backward_f64(self.n, a, b, c, threads)
+        else:
+            add_forward_f64(self.n, a, b, self.code == ADD_RELU, c, threads)
+
+    cdef int run(self, char **at, int threads) noexcept nogil:
+        if self.double:
+            self.run_f64(at, threads)
+        else:
+            self.run_f32(at, threads)
+        return 0
+
+
+cdef class BiasGradient(Plan):
+    """db of (dy,), the sums over everything but the second axis of `shape`."""
+
+    cdef Py_ssize_t N, C, P
+
+    def __init__(self, tuple shape, bint double):
+        self.N, self.C = shape[:2]
+        self.P = np.prod(shape[2:], dtype=object)
+        self.settle(double, (<object>self.N * self.C * self.P,), ((self.C,),))
+
+    cdef int run(self, char **at, int threads) noexcept nogil:
+        if self.double:
+            return bias_gradient_f64(self.N, self.C, self.P, <double *>at[0], <double *>at[1],
+                                     threads)
+        return bias_gradient_f32(self.N, self.C, self.P, <float *>at[0], <float *>at[1], threads)
+
+
+cdef class Softmax(Plan):
+    """Softmax or its logarithm over the last axis of `shape`: y of (x,), or dx of (dy, y)."""
+
+    cdef Py_ssize_t N, K
+    cdef bint log, backward
+
+    def __init__(self, str op, tuple shape, bint double):
+        n = np.prod(shape, dtype=object)
+        self.K = shape[len(shape) - 1]
+        self.N = n // self.K
+        self.log = op.startswith("log")
+        self.backward = op.endswith("_backward")
+        self.settle(double, (n, n) if self.backward else (n,), (shape,))
+
+    cdef int run(self, char **at, int threads) noexcept nogil:
+        cdef Py_ssize_t N = self.N, K = self.K
+        if self.double:
+            if self.backward and self.log:
+                log_softmax_backward_f64(N, K, <double *>at[0], <double *>at[1],
+                                         <double *>at[2], threads)
+            elif self.backward:
+                softmax_backward_f64(N, K, <double *>at[0], <double *>at[1], <double *>at[2],
+                                     threads)
+            elif self.log:
+                log_softmax_forward_f64(N, K, <double *>at[0], <double *>at[1], threads)
+            else:
+                softmax_forward_f64(N, K, <double *>at[0], <double *>at[1], threads)
+        elif self.backward and self.log:
+            log_softmax_backward_f32(N, K, <float *>at[0], <float *>at[1], <float *>at[2],
+                                     threads)
+        elif self.backward:
+            softmax_backward_f32(N, K, <float *>at[0], <float *>at[1], <float *>at[2], threads)
+        elif self.log:
+            log_softmax_forward_f32(N, K, <float *>at[0], <float *>at[1], threads)
+        else:
+            softmax_forward_f32(N, K, <float *>at[0], <float *>at[1], threads)
+        return 0
+
+
+cdef class CrossEntropy(Plan):
+    """(dscores, loss) of (scores, labels), with labels of int64 and the loss in a float64 ()."""
+
+    cdef Py_ssize_t N, K
+    cdef double smoothing
+
+    def __init__(self, tuple shape, bint double, double smoothing):
+        self.N, self.K = shape
+        self.smoothing = smoothing
+        self.settle(double, (<object>self.N * self.K, self.N), (shape, ()), (None, float64))
+        self.bytes[1] = self.N * 8
+
+    cdef int run(self, char **at, int threads) noexcept nogil:
+        cdef double *loss = <double *>at[3]
+        if self.double:
+            loss[0] = cross_entropy_f64(self.N, self.K, <double *>at[0], <int64_t *>at[1],
+                                        self.smoothing, <double *>at[2], threads)
+        else:
+            loss[0] = cross_entropy_f32(self.N, self.K, <float *>at[0], <int64_t *>at[1],
+                                        self.smoothing, <float *>at[2], threads)
+        return 0
+
+
+cdef extern from "conv.h" nogil:
+    struct conv:
+        Py_ssize_t N, C, H, W, F, KH, KW, OH, OW, SH, SW, PT, PL, DH, DW, G
+
+cdef extern from "families.h" nogil:
+    struct family_f32:
+        int (*forward)(const conv *g, const float *x, const float *w, const float *b, int relu,
+                       float *y, const float *packed, int threads) nogil
+        size_t (*forward_scratch)(const conv *g, int threads) nogil
+        int (*backward_input)(const conv *g, const float *dy, const float *w, const float *b,
+                              float *dx, int threads) nogil
+        size_t (*backward_input_scratch)(const conv *g, int threads) nogil
+        int (*backward_weights)(const conv *g, const float *dy, const float *x, float *dw,
+                                int threads) nogil
+        size_t (*backward_weights_scratch)(const conv *g, int threads) nogil
+        int (*pack)(const conv *g, const float *w, float *packed, int threads) nogil
+        size_t (*packed)(const conv *g) nogil
+
+    struct family_f64:
+        int (*forward)(const conv *g, const double *x, const double *w, const double *b,
+                       int relu, double *y, const double *packed, int threads) nogil
+        size_t (*forward_scratch)(const conv *g, int threads) nogil
+        int (*backward_input)(const conv *g, const double *dy, const double *w, const double *b,
+                              double *dx, int threads) nogil
+        size_t (*backward_input_scratch)(const conv *g, int threads) nogil
+        int (*backward_weights)(const conv *g, const double *dy, const double *x, double *dw,
+                                int threads) nogil
+        size_t (*backward_weights_scratch)(const conv *g, int threads) nogil
+        int (*pack)(const conv *g, const double *w, double *packed, int threads) nogil
+        size_t (*packed)(const conv *g) nogil
+
+    const family_f32 *find_f32 "family_f32"(const char *name)
+    const family_f64 *find_f64 "family_f64"(const char *name)
+
+
+cdef class Product(Plan):
+    """One of the products of a convolution, by one family of kernels.
+
+    `sizes` are the members of ``struct conv``, `shape` is the result's, which may have fewer axes
+    than the kernel's, but as many elements.
+    """
+
+    cdef conv g
+    cdef const family_f32 *f32
+    cdef const family_f64 *f64
+
+    def __cinit__(self, str family, tuple sizes, bint double, tuple shape, *args):
+        cdef bytes name = family.encode()
+        (self.g.N, self.g.C, self.g.H, self.g.W, self.g.F, self.g.KH, self.g.KW, self.g.OH,
+         self.g.OW, self.g.SH, self.g.SW, self.g.PT, self.g.PL, self.g.DH, self.g.DW,
+         self.g.G) = sizes
+        self.f32 = find_f32(name)
+        self.f64 = find_f64(name)
+        if self.f32 is NULL:
+            raise ValueError(f"there is no family {family!r}")
+
+    cdef object x(self):
+        return self.g.N * self.g.C * self.g.H * self.g.W
+
+    cdef object y(self):
+        return self.g.N * self.g.F * self.g.OH * self.g.OW
+
+    cdef object w(self):
+        return self.g.F * (self.g.C // self.g.G) * self.g.KH * self.g.KW
+
+
+cdef class Forward(Product):
+    """y of (x, w, b, packed), where b may be None, and packed may be left out."""
+
+    cdef int relu
+
+    def __init__(self, str family, tuple sizes, bint double, tuple shape, bint relu=False):
+        packed = self.packed(double) // (8 if double else 4)
+        self.settle(double, (self.x(), self.w(), self.g.F, packed), (shape,))
+        self.relu = relu
+
+    def scratch(self, int threads) -> int:
+        """Bytes of memory that a call takes beside its result."""
+        if self.double:
+            return self.f64.forward_scratch(&self.g, threads)
+        return self.f32.forward_scratch(&self.g, threads)
+
+    cdef object packed(self, bint double):
+        if self.f32.packed is NULL:
+            return 0
+        return self.f64.packed(&self.g) if double else self.f32.packed(&self.g)
+
+    def prepare(self, w):
+        """The weights as the kernel wants them, for `packed`; None where it has no such form."""
+        cdef Py_buffer from_view, to_view
+        cdef int status, threads = get_num_threads()
+        cdef bint double = self.double
+        if self.packed(double) == 0:
+            return None
+        packed = fresh((self.bytes[3] // (8 if double else 4),), self.dtypes[0], self.bytes[3])
+        if not hold(w, &from_view, self.bytes[1], PyBUF_SIMPLE):
+            raise ValueError("weights to be prepared must be in C order")
+        try:
+            hold(packed, &to_view, self.bytes[3], PyBUF_WRITABLE)
+            with nogil:
+                if double:
+                    status = self.f64.pack(&self.g, <double *>from_view.buf,
+                                           <double *>to_view.buf, threads)
+                else:
+                    status = self.f32.pack(&self.g, <float *>from_view.buf,
+                                           <float *>to_view.buf, threads)
+            PyBuffer_Release(&to_view)
+        finally:
+            PyBuffer_Release(&from_view)
+        if status < 0:
+            raise MemoryError("no memory for the scratch of a kernel")
+        return packed
+
+    cdef int run(self, char **at, int threads) noexcept nogil:
+        if self.double:
+            return self.f64.forward(&self.g, <double *>at[0], <double *>at[1], <double *>at[2],
+                                    self.relu, <double *>at[4], <double *>at[3], threads)
+        return self.f32.forward(&self.g, <float *>at[0], <float *>at[1], <float *>at[2],
+                                self.relu, <float *>at[4], <float *>at[3], threads)
+
+
+cdef class BackwardInput(Product):
+    """dx of (dy, w, b), where b, with an element for each channel of dx, may be None."""
+
+    def __init__(self, str family, tuple sizes, bint double, tuple shape):
+        self.settle(double, (self.y(), self.w(), self.g.C), (shape,))
+
+    def scratch(self, int threads) -> int:
+        """Bytes of memory that a call takes beside its result."""
+        if self.double:
+            return self.f64.backward_input_scratch(&self.g, threads)
+        return self.f32.backward_input_scratch(&self.g, threads)
+
+    cdef int run(self, char **at, int threads) noexcept nogil:
+        if self.double:
+            return self.f64.backward_input(&self.g, <double *>at[0], <double *>at[1],
+                                           <double *>at[2], <double *>at[3], threads)
+        return self.f32.backward_input(&self.g, <float *>at[0], <float *>at[1], <float *>at[2],
+                                       <float *>at[3], threads)
+
+
+cdef class BackwardWeights(Product):
+    """dw of (dy, x)."""
+
+    def __init__(self, str family, tuple sizes, bint double, tuple shape):
+        self.settle(double, (self.y(), self.x()), (shape,))
+
+    def scratch(self, int threads) -> int:
+        """Bytes of memory that a call takes beside its result."""
+        if self.double:
+            return self.f64.backward_weights_scratch(&self.g, threads)
+        return self.f32.backward_weights_scratch(&self.g, threads)
+
+    cdef int run(self, char **at, int threads) noexcept nogil:
+        if self.double:
+            return self.f64.backward_weights(&self.g, <double *>at[0], <double *>at[1],
+                                             <double *>at[2], threads)
+        return self.f32.backward_weights(&self.g, <float *>at[0], <float *>at[1],
+                                         <float *>at[2], threads)
+
+
+cdef extern from "pool.h" nogil:
+    struct pool:
+        Py_ssize_t planes, H, W, KH, KW, OH, OW, SH, SW, PT, PL, PB, PR, DH, DW
+
+    int max_pool_forward_f32(const pool *g, const float *x, float *y, int64_t *indices,
+                             int threads)
+    int max_pool_forward_f64(const pool *g, const double *x, double *y, int64_t *indices,
+                             int threads)
+    int max_pool_backward_f32(const pool *g, const float *dy, const int64_t *indices, float *dx,
+                              int threads)
+    int max_pool_backward_f64(const pool *g, const double *dy, const int64_t *indices,
+                              double *dx, int threads)
+    int max_pool_forward_taps_f32(const pool *g, const float *x, float *y, uint8_t *taps,
+                                  int threads)
+    int max_pool_forward_taps_f64(const pool *g, const double *x, double *y, uint8_t *taps,
+                                  int threads)
+    int max_pool_backward_taps_f32(const pool *g, const float *dy, const uint8_t *taps,
+                                   float *dx, int threads)
+    int max_pool_backward_taps_f64(const pool *g, const double *dy, const uint8_t *taps,
+                                   double *dx, int threads)
+    int avg_pool_forward_f32(const pool *g, const float *x, float *y, int count_include_pad,
+                             Py_ssize_t divisor, int threads)
+    int avg_pool_forward_f64(const pool *g, const double *x, double *y, int count_include_pad,
+                             Py_ssize_t divisor, int threads)
+    int avg_pool_backward_f32(const pool *g, const float *dy, float *dx, int count_include_pad,
+                              Py_ssize_t divisor, int threads)
+    int avg_pool_backward_f64(const pool *g, const double *dy, double *dx,
+                              int count_include_pad, Py_ssize_t divisor, int threads)
+
+
+cdef class Pooling(Plan):
+    """What the plans of pooling share; `sizes` are the members of ``struct pool``.
+
+    `x_shape` and `y_shape` are the user's shapes.
+    """
+
+    cdef pool g
+
+    def __cinit__(self, tuple sizes, bint double, tuple x_shape, tuple y_shape, *args):
+        (self.g.planes, self.g.H, self.g.W, self.g.KH, self.g.KW, self.g.OH, self.g.OW,
+         self.g.SH, self.g.SW, self.g.PT, self.g.PL, self.g.PB, self.g.PR, self.g.DH,
+         self.g.DW) = sizes
+
+    cdef object x(self):
+        return self.g.planes * self.g.H * self.g.W
+
+    cdef object y(self):
+        return self.g.planes * self.g.OH * self.g.OW
+
+
+cdef class MaxPool(Pooling):
+    """y of (x,), or (y, indices)."""
+
+    cdef bint indices
+
+    def __init__(self, tuple sizes, bint double, tuple x_shape, tuple y_shape, bint indices):
+        self.indices = indices
+        if indices:
+            self.settle(double, (self.x(),), (y_shape, y_shape), (None, int64))
+        else:
+            self.settle(double, (self.x(),), (y_shape,))
+
+    cdef int run(self, char **at, int threads) noexcept nogil:
+        cdef int64_t *indices = <int64_t *>at[2] if self.indices else NULL
+        if self.double:
+            return max_pool_forward_f64(&self.g, <double *>at[0], <double *>at[1], indices,
+                                        threads)
+        return max_pool_forward_f32(&self.g, <float *>at[0], <float *>at[1], indices, threads)
+
+
+cdef class MaxPoolBackward(Pooling):
+    """dx of (dy, indices)."""
+
+    def __init__(self, tuple sizes, bint double, tuple x_shape, tuple y_shape):
+        self.settle(double, (self.y(), self.y()), (x_shape,))
+        self.bytes[1] = self.y() * 8
+
+    cdef int run(self, char **at, int threads) noexcept nogil:
+        if self.double:
+            return max_pool_backward_f64(&self.g, <double *>at[0], <int64_t *>at[1],
+                                         <double *>at[2], threads)
+        return max_pool_backward_f32(&self.g, <float *>at[0], <int64_t *>at[1],
+                                     <float *>at[2], threads)
+
+
+cdef class MaxPoolTaps(Pooling):
+    """(y, taps) of (x,): which tap of its window a maximum is, in one byte each."""
+
+    def __init__(self, tuple sizes, bint double, tuple x_shape, tuple y_shape):
+        self.settle(double, (self.x(),), (y_shape, y_shape), (None, uint8))
+
+    cdef int run(self, char **at, int threads) noexcept nogil:
+        if self.double:
+            return max_pool_forward_taps_f64(&self.g, <double *>at[0], <double *>at[1],
+                                             <uint8_t *>at[2], threads)
+        return max_pool_forward_taps_f32(&self.g, <float *>at[0], <float *>at[1],
+                                         <uint8_t *>at[2], threads)
+
+
+cdef class MaxPoolTapsBackward(Pooling):
+    """dx of (dy, taps)."""
+
+    def __init__(self, tuple sizes, bint double, tuple x_shape, tuple y_shape):
+        self.settle(double, (self.y(), self.y()), (x_shape,))
+        self.bytes[1] = self.y()
+
+    cdef int run(self, char **at, int threads) noexcept nogil:
+        if self.double:
+            return max_pool_backward_taps_f64(&self.g, <double *>at[0], <uint8_t *>at[1],
+                                              <double *>at[2], threads)
+        return max_pool_backward_taps_f32(&self.g, <float *>at[0], <uint8_t *>at[1],
+                                          <float *>at[2], threads)
+
+
+cdef class AvgPool(Pooling):
     """y of (x,)."""
 
-    def __init__(self, tuple shape, bint double):
-        n = np.prod(shape, dtype=object)
-        self.settle(double, (n,), (shape,))
+    cdef int padding_counts
+    cdef Py_ssize_t divisor
+
+    def __init__(self, tuple sizes, bint double, tuple x_shape, tuple y_shape, bint padding_counts,
+                 Py_ssize_t divisor):
+        self.settle(double, (self.x(),), (y_shape,))
+        self.padding_counts = padding_counts
+        self.divisor = divisor
 
     cdef int run(self, char **at, int threads) noexcept nogil:
         if self.double:
-            relu_forward_f64(self.bytes[0] // 8, <double *>at[0], <double *>at[1])
-        else:
-            relu_forward_f32(self.bytes[0] // 4, <float *>at[0], <float *>at[1])
-        return 0
+            return avg_pool_forward_f64(&self.g, <double *>at[0], <double *>at[1], self.padding_counts,
+                                        self.divisor, threads)
+        return avg_pool_forward_f32(&self.g, <float *>at[0], <float *>at[1], self.padding_counts,
+                                    self.divisor, threads)
 
 
-cdef class ReluBackward(Plan):
-    """dx of (dy, x)."""
+cdef class AvgPoolBackward(Pooling):
+    """dx of (dy,)."""
 
-    def __init__(self, tuple shape, bint double):
-        n = np.prod(shape, dtype=object)
-        self.settle(double, (n, n), (shape,))
+    cdef int padding_counts
+    cdef Py_ssize_t divisor
+
+    def __init__(self, tuple sizes, bint double, tuple x_shape, tuple y_shape, bint padding_counts,
+                 Py_ssize_t divisor):
+        self.settle(double, (self.y(),), (x_shape,))
+        self.padding_counts = padding_counts
+        self.divisor = divisor
 
     cdef int run(self, char **at, int threads) noexcept nogil:
         if self.double:
-            relu_backward_f64(self.bytes[0] // 8, <double *>at[0], <double *>at[1],
-                              <double *>at[2])
+            return avg_pool_backward_f64(&self.g, <double *>at[0], <double *>at[1],
+                                         self.padding_counts, self.divisor, threads)
+        return avg_pool_backward_f32(&self.g, <float *>at[0], <float *>at[1], self.padding_counts,
+                                     self.divisor, threads)
+
+
+cdef extern from "matmul.h" nogil:
+    int linear_forward_f32(Py_ssize_t N, Py_ssize_t I, Py_ssize_t O, const float *x,
+                           const float *w, const float *b, int relu, float *y, int threads)
+    int linear_forward_f64(Py_ssize_t N, Py_ssize_t I, Py_ssize_t O, const double *x,
+                           const double *w, const double *b, int relu, double *y, int threads)
+    int linear_backward_input_f32(Py_ssize_t N, Py_ssize_t I, Py_ssize_t O, const float *dy,
+                                  const float *w, float *dx, int threads)
+    int linear_backward_input_f64(Py_ssize_t N, Py_ssize_t I, Py_ssize_t O, const double *dy,
+                                  const double *w, double *dx, int threads)
+    int linear_backward_weights_f32(Py_ssize_t N, Py_ssize_t I, Py_ssize_t O, const float *dy,
+                                    const float *x, float *dw, float *db, int threads)
+    int linear_backward_weights_f64(Py_ssize_t N, Py_ssize_t I, Py_ssize_t O, const double *dy,
+                                    const double *x, double *dw, double *db, int threads)
+    size_t linear_forward_scratch_f32(Py_ssize_t N, Py_ssize_t I, Py_ssize_t O, int threads)
+    size_t linear_forward_scratch_f64(Py_ssize_t N, Py_ssize_t I, Py_ssize_t O, int threads)
+    size_t linear_backward_input_scratch_f32(Py_ssize_t N, Py_ssize_t I, Py_ssize_t O,
+                                             int threads)
+    size_t linear_backward_input_scratch_f64(Py_ssize_t N, Py_ssize_t I, Py_ssize_t O,
+                                             int threads)
+    size_t linear_backward_weights_scratch_f32(Py_ssize_t N, Py_ssize_t I, Py_ssize_t O,
+                                               int threads)
+    size_t linear_backward_weights_scratch_f64(Py_ssize_t N, Py_ssize_t I, Py_ssize_t O,
+                                               int threads)
+
+
+cdef class MatrixProduct(Plan):
+    """What the plans of a linear layer share: N rows, I inputs, O outputs."""
+
+    cdef Py_ssize_t N, I, O
+
+    def __cinit__(self, Py_ssize_t N, Py_ssize_t I, Py_ssize_t O, bint double, tuple shape, *args):
+        self.N, self.I, self.O = N, I, O
+
+
+cdef class Linear(MatrixProduct):
+    """y of (x, w, b), where b may be None."""
+
+    cdef int relu
+
+    def __init__(self, Py_ssize_t N, Py_ssize_t I, Py_ssize_t O, bint double, tuple shape,
+                 bint relu=False):
+        self.settle(double, (<object>N * I, <object>O * I, O), (shape,))
+        self.relu = relu
+
+    def scratch(self, int threads) -> int:
+        """Bytes of memory that a call takes beside its result."""
+        if self.double:
+            return linear_forward_scratch_f64(self.N, self.I, self.O, threads)
+        return linear_forward_scratch_f32(self.N, self.I, self.O, threads)
+
+    cdef int run(self, char **at, int threads) noexcept nogil:
+        if self.double:
+            return linear_forward_f64(self.N, self.I, self.O, <double *>at[0], <double *>at[1],
+                                      <double *>at[2], self.relu, <double *>at[3], threads)
+        return linear_forward_f32(self.N, self.I, self.O, <float *>at[0], <float *>at[1],
+                                  <float *>at[2], self.relu, <float *>at[3], threads)
+
+
+cdef class LinearBackwardInput(MatrixProduct):
+    """dx of (dy, w)."""
+
+    def __init__(self, Py_ssize_t N, Py_ssize_t I, Py_ssize_t O, bint double, tuple shape):
+        self.settle(double, (<object>N * O, <object>O * I), (shape,))
+
+    def scratch(self, int threads) -> int:
+        """Bytes of memory that a call takes beside its result."""
+        if self.double:
+            return linear_backward_input_scratch_f64(self.N, self.I, self.O, threads)
+        return linear_backward_input_scratch_f32(self.N, self.I, self.O, threads)
+
+    cdef int run(self, char **at, int threads) noexcept nogil:
+        if self.double:
+            return linear_backward_input_f64(self.N, self.I, self.O, <double *>at[0],
+                                             <double *>at[1], <double *>at[2], threads)
+        return linear_backward_input_f32(self.N, self.I, self.O, <float *>at[0],
+                                         <float *>at[1], <float *>at[2], threads)
+
+
+cdef class LinearBackwardWeights(MatrixProduct):
+    """(dw, db) of (dy, x), or dw alone."""
+
+    cdef bint bias
+
+    def __init__(self, Py_ssize_t N, Py_ssize_t I, Py_ssize_t O, bint double, tuple shape,
+                 bint bias):
+        self.settle(double, (<object>N * O, <object>N * I), (shape, (O,)) if bias else (shape,))
+        self.bias = bias
+
+    def scratch(self, int threads) -> int:
+        """Bytes of memory that a call takes beside its result."""
+        if self.double:
+            return linear_backward_weights_scratch_f64(self.N, self.I, self.O, threads)
+        return linear_backward_weights_scratch_f32(self.N, self.I, self.O, threads)
+
+    cdef int run(self, char **at, int threads) noexcept nogil:
+        cdef char *db = at[3] if self.bias else NULL
+        if self.double:
+            return linear_backward_weights_f64(self.N, self.I, self.O, <double *>at[0],
+                                               <double *>at[1], <double *>at[2], <double *>db,
+                                               threads)
+        return linear_backward_weights_f32(self.N, self.I, self.O, <float *>at[0],
+                                           <float *>at[1], <float *>at[2], <float *>db, threads)
+
+
+cdef extern from "math.h" nogil:
+    double sqrt(double)
+
+cdef extern from "norm.h" nogil:
+    void batch_norm_forward_f32(Py_ssize_t N, Py_ssize_t C, Py_ssize_t P, const float *x,
+                                const double *mean, const double *var, const float *weight,
+                                const float *bias, double eps, int relu, float *y, int threads)
+    void batch_norm_forward_f64(Py_ssize_t N, Py_ssize_t C, Py_ssize_t P, const double *x,
+                                const double *mean, const double *var, const double *weight,
+                                const double *bias, double eps, int relu, double *y,
+                                int threads)
+    void batch_norm_forward_training_f32(Py_ssize_t N, Py_ssize_t C, Py_ssize_t P,
+                                         const float *x, const float *weight, const float *bias,
+                                         double eps, int relu, float *y, double *mean,
+                                         double *var, int threads)
+    void batch_norm_forward_training_f64(Py_ssize_t N, Py_ssize_t C, Py_ssize_t P,
+                                         const double *x, const double *weight,
+                                         const double *bias, double eps, int relu, double *y,
+                                         double *mean, double *var, int threads)
+    void batch_norm_backward_f32(Py_ssize_t N, Py_ssize_t C, Py_ssize_t P, const float *dy,
+                                 const float *x, const double *mean, const double *rstd,
+                                 const float *weight, const float *bias, int relu, float *dx,
+                                 double *dweight, double *dbias, int threads)
+    void batch_norm_backward_f64(Py_ssize_t N, Py_ssize_t C, Py_ssize_t P, const double *dy,
+                                 const double *x, const double *mean, const double *rstd,
+                                 const double *weight, const double *bias, int relu, double *dx,
+                                 double *dweight, double *dbias, int threads)
+
+
+cdef double element(const char *array, bint double_, Py_ssize_t i) noexcept nogil:
+    return (<const double *>array)[i] if double_ else (<const float *>array)[i]
+
+
+cdef void put(char *array, bint double_, Py_ssize_t i, double value) noexcept nogil:
+    if double_:
+        (<double *>array)[i] = value
+    else:
+        (<float *>array)[i] = <float>value
+
+
+cdef class BatchNorm(Plan):
+    """y of (x, running_mean, running_var, weight, bias), or (y, mean, rstd) with `stats`.
+
+    All but x may be None; when not training, the running statistics may not. When training, those
+    that are there are updated in place. `sizes` is (N, C, P), with P the values per channel of one
+    example. With `relu` y is set to 0 where it is negative.
+    """
+
+    cdef Py_ssize_t N, C, P
+    cdef bint training
+    cdef int relu
+    cdef double momentum, eps
+
+    def __init__(self, tuple sizes, bint double, tuple shape, bint training, double momentum,
+                 double eps, bint stats, bint relu=False):
+        self.N, self.C, self.P = sizes
+        C = self.C
+        self.settle(double, (sizes[0] * sizes[1] * sizes[2], C, C, C, C),
+                    (shape, (C,), (C,)) if stats else (shape,), (), 0b110 if training else 0)
+        self.training = training
+        self.momentum = momentum
+        self.eps = eps
+        self.relu = relu
+
+    cdef int run(self, char **at, int threads) noexcept nogil:
+        cdef double *mean = <double *>memory_take(2 * self.C * sizeof(double))
+        cdef double *var = mean + self.C
+        cdef double count = <double>self.N * self.P
+        cdef double unbiased, old
+        cdef Py_ssize_t i
+        if mean is NULL:
+            return -1
+        if not self.training:
+            for i in range(self.C):
+                mean[i] = element(at[1], self.double, i)
+                var[i] = element(at[2], self.double, i)
+            if self.double:
+                batch_norm_forward_f64(self.N, self.C, self.P, <double *>at[0], mean, var,
+                                       <double *>at[3], <double *>at[4], self.eps, self.relu,
+                                       <double *>at[5], threads)
+            else:
+                batch_norm_forward_f32(self.N, self.C, self.P, <float *>at[0], mean, var,
+                                       <float *>at[3], <float *>at[4], self.eps, self.relu,
+                                       <float *>at[5], threads)
+        elif self.double:
+            batch_norm_forward_training_f64(self.N, self.C, self.P, <double *>at[0],
+                                            <double *>at[3], <double *>at[4], self.eps,
+                                            self.relu, <double *>at[5], mean, var, threads)
         else:
-            relu_backward_f32(self.bytes[0] // 4, <float *>at[0], <float *>at[1], <float *>at[2])
+            batch_norm_forward_training_f32(self.N, self.C, self.P, <float *>at[0],
+                                            <float *>at[3], <float *>at[4], self.eps, self.relu,
+                                            <float *>at[5], mean, var, threads)
+        if self.training and count:
+            # r += momentum * (batch - r) with the unbiased variance, as PyTorch has it.
+            for i in range(self.C):
+                if at[1] is not NULL:
+                    old = element(at[1], self.double, i)
+                    put(at[1], self.double, i,
+                        old * (1 - self.momentum) + mean[i] * self.momentum)
+                if at[2] is not NULL:
+                    old = element(at[2], self.double, i)
+                    unbiased = var[i] * (count / (count - 1))
+                    put(at[2], self.double, i,
+                        old * (1 - self.momentum) + unbiased * self.momentum)
+        if self.outputs == 3:
+            for i in range(self.C):
+                put(at[6], self.double, i, mean[i])
+                put(at[7], self.double, i, 1 / sqrt(var[i] + self.eps))
+        memory_give(mean)
         return 0
+
+
+cdef class BatchNormBackward(Plan):
+    """(dx, dweight, dbias) of (dy, x, mean, rstd, weight, bias), when training.
+
+    weight may be None. bias is read only with `relu`, where dy is the gradient by the ReLU's
+    output.
+    """
+
+    cdef Py_ssize_t N, C, P
+    cdef int relu
+
+    def __init__(self, tuple sizes, bint double, tuple shape, bint relu=False):
+        self.N, self.C, self.P = sizes
+        C, n = self.C, sizes[0] * sizes[1] * sizes[2]
+        self.settle(double, (n, n, C, C, C, C), (shape, (C,), (C,)))
+        self.relu = relu
+
+    cdef int run(self, char **at, int threads) noexcept nogil:
+        cdef double *mean = <double *>memory_take(4 * self.C * sizeof(double))
+        cdef double *rstd = mean + self.C
+        cdef double *dweight = rstd + self.C
+        cdef double *dbias = dweight + self.C
+        cdef Py_ssize_t i
+        if mean is NULL:
+            return -1
+        for i in range(self.C):
+            mean[i] = element(at[2], self.double, i)
+            rstd[i] = element(at[3], self.double, i)
+        if self.double:
+            batch_norm_backward_f64(self.N, self.C, self.P, <double *>at[0], <double *>at[1],
+                                    mean, rstd, <double *>at[4], <double *>at[5], self.relu,
+                                    <double *>at[6], dweight, dbias, threads)
+        else:
+            batch_norm_backward_f32(self.N, self.C, self.P, <float *>at[0], <float *>at[1],
+                                    mean, rstd, <float *>at[4], <float *>at[5], self.relu,
+                                    <float *>at[6], dweight, dbias, threads)
+        for i in range(self.C):
+            put(at[7], self.double, i, dweight[i])
+            put(at[8], self.double, i, dbias[i])
+        memory_give(mean)
+        return 0
+
+
+cdef extern from "checksum.h" nogil:
+    unsigned long long checksum_bytes "checksum"(const void *start, size_t bytes, int threads)
+
+
+def checksum(array) -> int:
+    """A number that depends on every bit of an array in C order."""
+    cdef Py_buffer view
+    cdef unsigned long long result
+    cdef int threads = get_num_threads()
+    PyObject_GetBuffer(array, &view, PyBUF_SIMPLE)
+    try:
+        with nogil:
+            result = checksum_bytes(view.buf, view.len, threads)
+    finally:
+        PyBuffer_Release(&view)
+    return result
+
+
+cdef extern from "peak.h" nogil:
+    float peak_fma_32 "peak_fma_f32"(Py_ssize_t iterations, int threads)
+    double peak_fma_64 "peak_fma_f64"(Py_ssize_t iterations, int threads)
+    Py_ssize_t flops_32 "peak_fma_flops_f32"()
+    Py_ssize_t flops_64 "peak_fma_flops_f64"()
+    void copy_32 "peak_copy_f32"(Py_ssize_t n, const float *x, float *y, int streaming,
+                                 int threads)
+
+
+def peak_fma_f32(Py_ssize_t iterations, int threads) -> float:
+    """Multiply-adds in registers alone (peak.h)."""
+    cdef float result
+    with nogil:
+        result = peak_fma_32(iterations, threads)
+    return result
+
+
+def peak_fma_f64(Py_ssize_t iterations, int threads) -> float:
+    """Multiply-adds in registers alone (peak.h)."""
+    cdef double result
+    with nogil:
+        result = peak_fma_64(iterations, threads)
+    return result
+
+
+def peak_fma_flops_f32() -> int:
+    """Floating-point operations in one iteration of `peak_fma_f32` on one thread."""
+    return flops_32()
+
+
+def peak_fma_flops_f64() -> int:
+    """Floating-point operations in one iteration of `peak_fma_f64` on one thread."""
+    return flops_64()
+
+
+def peak_copy_f32(source, target, bint streaming, int threads) -> None:
+    """Copy a float32 array to another, by stores that bypass the caches if `streaming`."""
+    cdef Py_buffer x, y
+    PyObject_GetBuffer(source, &x, PyBUF_SIMPLE)
+    try:
+        PyObject_GetBuffer(target, &y, PyBUF_WRITABLE)
+        try:
+            if y.len != x.len:
+                raise ValueError(f"{x.len} bytes do not fit {y.len}")
+            with nogil:
+                copy_32(x.len // 4, <float *>x.buf, <float *>y.buf, streaming, threads)
+        finally:
+            PyBuffer_Release(&y)
+    finally:
+        PyBuffer_Release(&x)

@@ -1,31 +1,24 @@
 """Honest timing: check first, then time, turn about, and keep the losses.
 
-Every contestant is first compared with the loops of `cnnfast.naive` in float64, and is not timed
-if it disagrees. Then all contestants of a layer take turns, many rounds of a few calls each, so
-that a machine that slows down slows all of them; the median and the quartiles are reported.
+Every contestant is first compared with the right results, those of the loops of `cnnfast.naive` in
+float64 (see `worker` for the layers on which these take too long), and is not timed if it
+disagrees. Then all contestants of a layer take turns, many rounds of a few calls each, so that a
+machine that slows down slows all of them; the median and the quartiles are reported. What the
+machine can do at most, multiply-adds and bytes copied, takes its turn as well.
 
 cnnfast and each peer (PyTorch, ONNX Runtime, SciPy) live in processes of their own, one for each
 number of threads, with that number set before any library is loaded. They get the same arrays,
-drawn from the normal distribution (zeros would flatter), through files; the parent process only
-says whose turn it is.
-
-The loops take seconds where kernels take microseconds. They are timed on all images of a batch if
-that fits the time allowed, else on as many as divide the batch evenly and fit, and the time is
-scaled. The batch then repeats those images, so that every element of every contestant's result is
-still compared.
+drawn from the normal distribution (zeros would flatter); the parent process only says whose turn
+it is.
 """
 
 from __future__ import annotations
 
-import gc
-import inspect
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -34,15 +27,12 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cnnfast import dispatch, functional, naive, peers, verify
+from cnnfast import dispatch, peers, roofs
 from cnnfast.info import info
 from cnnfast.suites import SUITES, Case
 
-__all__ = ["Plan", "Report", "Result", "environment", "run"]
-
-Array = NDArray[Any]
+__all__ = ["Plan", "Report", "Result", "Roof", "Standing", "environment", "run"]
 
 _THREAD_VARIABLES = (
     "CNNFAST_NUM_THREADS",
@@ -53,8 +43,6 @@ _THREAD_VARIABLES = (
     "VECLIB_MAXIMUM_THREADS",
 )
 _SHORTEST_SAMPLE = 1e-4  # seconds: shorter calls are timed several at once
-_REST = 0.002  # seconds over which a process must be idle to count as asleep
-_LONGEST_REST = 0.25
 
 
 @dataclass(frozen=True)
@@ -127,13 +115,18 @@ class Plan:
         if not cases:
             raise ValueError(f"no case of the suite {self.suite} is named {self.only!r}")
         if self.methods is not None and not self.peers:
-            able = {"auto"}.union(*(dispatch.methods(case.op) for case in cases)) - {"naive"}
+            able = {"auto"}.union(*(_methods(case) for case in cases)) - {"naive"}
             if able.isdisjoint(self.methods):
                 raise ValueError(
                     "nothing to compare: methods must have at least one of "
                     f"{', '.join(sorted(able))}"
                 )
         return cases
+
+
+def _methods(case: Case) -> Iterable[str]:
+    """The methods that can be told to a case."""
+    return dispatch.METHODS if case.whole_network else dispatch.methods(case.op)
 
 
 @dataclass(frozen=True)
@@ -154,6 +147,8 @@ class Result:
         Whether it is another library.
     chosen : bool
         Whether ``method="auto"`` chooses it.
+    chose : str
+        The method that auto stands for, where `method` is ``"auto"``.
     agrees : bool
         Whether every element is within `bound` of the loops. False where it did not run.
     max_error, bound : float or None
@@ -167,7 +162,13 @@ class Result:
     speedup : float or None
         Time of the loops over this time.
     gflops : float or None
-        Operations of the direct definition over this time.
+        Operations of the direct definition over this time, in 1e9 a second.
+    gbytes : float or None
+        Bytes of all inputs and outputs over this time, in 1e9 a second.
+    of_fma, of_copy : float or None
+        Those two over what the machine was measured to multiply and add, and to copy, in as many
+        threads and in the same minute. The larger one says what limits the method; a method that
+        needs fewer operations than the direct definition may pass 1.
     note : str
         Why it was not timed, or what to know about the time.
     """
@@ -180,6 +181,7 @@ class Result:
     method: str
     peer: bool = False
     chosen: bool = False
+    chose: str = ""
     agrees: bool = False
     max_error: float | None = None
     bound: float | None = None
@@ -190,12 +192,29 @@ class Result:
     images: int = 0
     speedup: float | None = None
     gflops: float | None = None
+    gbytes: float | None = None
+    of_fma: float | None = None
+    of_copy: float | None = None
     note: str = ""
 
     @property
     def wrong(self) -> bool:
         """Whether it ran and disagreed with the loops."""
         return self.max_error is not None and not self.agrees
+
+    @property
+    def limit(self) -> tuple[str, float] | None:
+        """What limits the method (one of ``cnnfast.roofs.KINDS``), and its share of that peak.
+
+        None where that is not known: a product of matrices is not said to be limited by memory as
+        long as nobody measured the multiply-adds.
+        """
+        shares = {"fma": self.of_fma, "copy": self.of_copy}
+        known = {kind: share for kind, share in shares.items() if share is not None}
+        if not known or (self.of_fma is None and ("conv" in self.op or "linear" in self.op)):
+            return None
+        kind = max(known, key=known.__getitem__)
+        return kind, known[kind]
 
     @property
     def spread(self) -> float | None:
@@ -206,12 +225,73 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Roof:
+    """What the machine did at most, measured beside one layer.
+
+    Attributes
+    ----------
+    case, phase, dtype : str
+        The layer.
+    threads : int
+        How many took part.
+    kind : str
+        One of ``cnnfast.roofs.KINDS``.
+    rate : float or None
+        Floating-point operations or bytes a second; None where it could not be measured.
+    note : str
+        Why not.
+    """
+
+    case: str
+    phase: str
+    dtype: str
+    threads: int
+    kind: str
+    rate: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How cnnfast stands against a peer, over all layers of a phase.
+
+    Attributes
+    ----------
+    peer, phase, dtype : str
+        Against whom, and in what.
+    threads : int
+        Of both.
+    layers : int
+        How many were timed in both.
+    mean : float
+        Geometric mean of the peer's time over that of the method that auto chooses.
+    worst : float
+        The smallest of these ratios.
+    worst_case : str
+        Where that was.
+    losses : int
+        How many are below 1.
+    """
+
+    peer: str
+    phase: str
+    dtype: str
+    threads: int
+    layers: int
+    mean: float
+    worst: float
+    worst_case: str
+    losses: int
+
+
+@dataclass(frozen=True)
 class Report:
     """All results of a plan, with where and when they were measured."""
 
     plan: Plan
     environment: Mapping[str, Any]
     results: Sequence[Result] = field(default_factory=list)
+    roofs: Sequence[Roof] = field(default_factory=list)
 
     def asdict(self) -> dict[str, Any]:
         """The same as plain values, for JSON."""
@@ -219,17 +299,55 @@ class Report:
             "environment": dict(self.environment),
             "plan": asdict(self.plan),
             "results": [asdict(result) for result in self.results],
+            "roofs": [asdict(roof) for roof in self.roofs],
+            "standings": [asdict(standing) for standing in self.standings()],
         }
 
     def against(self, peer: str) -> list[tuple[Result, Result]]:
         """The chosen method and the peer, wherever both were timed."""
-        key = _key_of
-        ours = {key(r): r for r in self.results if r.chosen and r.seconds}
-        return [
-            (ours[key(r)], r)
-            for r in self.results
-            if r.method == peer and r.peer and r.seconds and key(r) in ours
-        ]
+        return against(self.results, peer)
+
+    def standings(self) -> list[Standing]:
+        """How cnnfast stands against each peer, by phase, dtype and threads."""
+        return standings(self.results)
+
+
+def standings(results: Sequence[Result]) -> list[Standing]:
+    """How the chosen methods stand against each peer, by phase, dtype and threads."""
+    groups: dict[tuple[str, str, str, int], list[tuple[Result, Result]]] = {}
+    for peer in dict.fromkeys(r.method for r in results if r.peer):
+        for ours, theirs in against(results, peer):
+            key = (peer, ours.phase, ours.dtype, ours.threads)
+            groups.setdefault(key, []).append((ours, theirs))
+    found = []
+    for key, pairs in groups.items():
+        ratios = [(theirs.seconds or 0.0) / (ours.seconds or 1.0) for ours, theirs in pairs]
+        worst = min(range(len(pairs)), key=ratios.__getitem__)
+        found.append(
+            Standing(
+                *key,
+                layers=len(pairs),
+                mean=geometric_mean(ratios),
+                worst=ratios[worst],
+                worst_case=pairs[worst][0].case,
+                losses=sum(ratio < 1 for ratio in ratios),
+            )
+        )
+    return found
+
+
+def against(results: Sequence[Result], peer: str) -> list[tuple[Result, Result]]:
+    """What cnnfast would have used and the peer, wherever both were timed.
+
+    That is auto where it was timed itself, else the method that it chooses.
+    """
+    ours = {_key_of(r): r for r in results if r.chosen and r.seconds}
+    ours |= {_key_of(r): r for r in results if r.method == "auto" and r.seconds}
+    return [
+        (ours[_key_of(r)], r)
+        for r in results
+        if r.method == peer and r.peer and r.seconds and _key_of(r) in ours
+    ]
 
 
 def _key_of(r: Result) -> tuple[str, str, str, int]:
@@ -280,10 +398,11 @@ def run(
             raise ValueError(reason) if peer not in peers.PEERS else ImportError(reason)
     say = progress or (lambda words: None)
     results: list[Result] = []
+    measured: list[Roof] = []
     with tempfile.TemporaryDirectory(prefix="cnnfast-bench-") as folder, _Workers(plan) as workers:
-        report = Report(plan, environment(plan), results)
+        report = Report(plan, environment(plan), results, measured)
         for case in cases:
-            say(f"{case.label}: naive")
+            say(f"{case.label}: the right results")
             oracle = workers.home.ask(
                 "oracle",
                 case=case.to_json(),
@@ -294,8 +413,9 @@ def run(
             )
             for dtype in plan.dtypes:
                 say(f"{case.label}: {dtype}")
-                block = _time_layer(plan, workers, case, dtype, folder, oracle)
+                block, beside = _time_layer(plan, workers, case, dtype, folder, oracle)
                 results += block
+                measured += beside
                 if on_results is not None:
                     on_results(block)
     return report
@@ -333,7 +453,7 @@ class _Worker:
         self.library, self.threads = library, threads
         env = os.environ | dict.fromkeys(_THREAD_VARIABLES, str(threads))
         start = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
-        start += "from cnnfast.benchmark import _serve; _serve(sys.argv[2], int(sys.argv[3]))"
+        start += "from cnnfast.worker import serve; serve(sys.argv[2], int(sys.argv[3]))"
         paths = json.dumps([path or str(Path.cwd()) for path in sys.path])
         # What the libraries say goes to a file: it is of interest only if the process dies.
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
@@ -401,14 +521,25 @@ class _Workers:
 
 @dataclass
 class _Contestant:
-    """One method in one process, and its times so far."""
+    """Something that takes turns in one process, and its times so far.
+
+    `subject` is what they are the times of: a method, or with the `amount` of its work a roof.
+    """
 
     worker: _Worker
-    result: Result
+    subject: Result | Roof
+    amount: float = 0.0
     calls: int = 1
     repeats: int = 1
     rounds: int = 1
+    warm: bool = True
     times: list[float] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        if isinstance(self.subject, Roof):
+            return f"{self.subject.kind} roof"
+        return self.subject.method
 
 
 def _time_layer(
@@ -418,23 +549,12 @@ def _time_layer(
     dtype: str,
     folder: str,
     oracle: Mapping[str, Any],
-) -> list[Result]:
-    """Check and time all contestants of a layer in one dtype."""
+) -> tuple[list[Result], list[Roof]]:
+    """Check and time all contestants of a layer in one dtype, and the roofs beside them."""
     blank = Result(case.name, case.op, case.phase, dtype, 1, "naive", images=case.batch)
-    loops = oracle["loops"][dtype]
-    scale = case.batch / oracle["period"]
-    results = [
-        replace(
-            blank,
-            agrees=loops["agrees"],
-            max_error=loops["error"],
-            bound=loops["bound"],
-            images=oracle["period"],
-            note=f"timed on {oracle['period']} of {case.batch} images, scaled" if scale > 1 else "",
-            **_summary([t * scale for t in loops["times"]]),
-        )
-    ]
-    contestants = []
+    results = _loops(blank, oracle, dtype)
+    measured: list[Roof] = []
+    contestants: list[_Contestant] = []
     for worker in workers.all:
         try:
             answer = worker.ask(
@@ -443,6 +563,8 @@ def _time_layer(
                 dtype=dtype,
                 folder=folder,
                 methods=plan.methods,
+                seed=plan.seed,
+                size=oracle["bytes"].get(dtype, 0),
             )
         except _WorkerEnded as error:
             if not worker.library:
@@ -455,6 +577,7 @@ def _time_layer(
                 method=method,
                 peer=bool(worker.library),
                 chosen=method == answer.get("chosen"),
+                chose=answer["chosen"] if method == "auto" and not case.whole_network else "",
                 agrees=check.get("agrees", False),
                 max_error=check.get("error"),
                 bound=check.get("bound"),
@@ -464,6 +587,14 @@ def _time_layer(
                 contestants.append(_scheduled(plan, _Contestant(worker, result), check["seconds"]))
             else:
                 results.append(replace(result, note=result.note or "disagrees with naive"))
+        for kind, found in answer.get("roofs", {}).items():
+            roof = Roof(case.name, case.phase, dtype, worker.threads, kind)
+            if "refused" in found:
+                measured.append(replace(roof, note=found["refused"]))
+            else:
+                # Once each round: it is long enough already.
+                contestant = _Contestant(worker, roof, found["amount"], rounds=plan.rounds)
+                contestants.append(contestant)
     for turn in range(plan.rounds):
         first = turn % max(len(contestants), 1)
         for contestant in contestants[first:] + contestants[:first]:
@@ -472,19 +603,55 @@ def _time_layer(
             if turn == 0 or due != (turn - 1) * contestant.rounds // plan.rounds:
                 _take_turn(contestant)
     for contestant in contestants:
-        results.append(replace(contestant.result, **_summary(contestant.times)))
-    for worker in workers.all:
+        times = _summary(contestant.times)
+        if isinstance(contestant.subject, Roof):
+            rate = contestant.amount / times["seconds"]
+            measured.append(replace(contestant.subject, rate=rate))
+        else:
+            results.append(replace(contestant.subject, **times))
+    for worker in {id(c.worker): c.worker for c in contestants}.values():
         worker.ask("close")
-    reference = results[0].seconds
-    flops = oracle["flops"]
     order = {r.method: i for i, r in enumerate(results) if not r.peer}
-    finished = [
-        replace(r, speedup=reference / r.seconds, gflops=flops / r.seconds / 1e9)
-        if r.seconds and reference
-        else r
-        for r in results
+    finished = [_rated(r, results[0], oracle, measured) for r in results]
+    finished.sort(key=lambda r: (r.peer, order.get(r.method, 0), r.method, r.threads))
+    return finished, measured
+
+
+def _loops(blank: Result, oracle: Mapping[str, Any], dtype: str) -> list[Result]:
+    """What the loops did, in a list that is empty where they did not run."""
+    if dtype not in oracle["loops"]:
+        return []
+    loops = oracle["loops"][dtype]
+    return [
+        replace(
+            blank,
+            agrees=loops["agrees"],
+            max_error=loops["error"],
+            bound=loops["bound"],
+            images=oracle["images"],
+            note=oracle["words"],
+            **_summary([t * oracle["scale"] for t in loops["times"]]),
+        )
     ]
-    return sorted(finished, key=lambda r: (r.peer, order.get(r.method, 0), r.method, r.threads))
+
+
+def _rated(r: Result, first: Result, oracle: Mapping[str, Any], measured: Sequence[Roof]) -> Result:
+    """The result with what follows from its time: speedup, rates, shares of the roofs."""
+    if not r.seconds:
+        return r
+    if first.method == "naive" and first.seconds:
+        r = replace(r, speedup=first.seconds / r.seconds)
+    if not oracle["flops"]:
+        return r
+    assert r.seconds is not None
+    rates = {"fma": oracle["flops"] / r.seconds, "copy": oracle["bytes"][r.dtype] / r.seconds}
+    most = {roof.kind: roof.rate for roof in measured if roof.threads == r.threads and roof.rate}
+    shares = {
+        f"of_{kind}": rates[kind] / most[kind]
+        for kind in roofs.KINDS
+        if kind in most and r.method != "naive"
+    }
+    return replace(r, gflops=rates["fma"] / 1e9, gbytes=rates["copy"] / 1e9, **shares)
 
 
 def _scheduled(plan: Plan, contestant: _Contestant, seconds: float) -> _Contestant:
@@ -494,17 +661,18 @@ def _scheduled(plan: Plan, contestant: _Contestant, seconds: float) -> _Contesta
     sample = seconds * contestant.calls
     contestant.repeats = min(max(1, int(plan.seconds / plan.rounds / sample)), 50)
     contestant.rounds = min(max(min(3, plan.rounds), int(plan.seconds / sample)), plan.rounds)
-    if sample > 10 * plan.seconds:
-        contestant.rounds = 1
+    if sample > 4 * plan.seconds:
+        contestant.rounds, contestant.warm = 1, False
     return contestant
 
 
 def _take_turn(contestant: _Contestant) -> None:
     answer = contestant.worker.ask(
         "time",
-        method=contestant.result.method,
+        name=contestant.name,
         calls=contestant.calls,
         repeats=contestant.repeats,
+        warm=contestant.warm,
     )
     contestant.times += answer["times"]
 
@@ -512,244 +680,3 @@ def _take_turn(contestant: _Contestant) -> None:
 def _summary(times: Sequence[float]) -> dict[str, Any]:
     low, median, high = (float(q) for q in np.percentile(times, (25, 50, 75)))
     return {"seconds": median, "low": low, "high": high, "samples": len(times)}
-
-
-# The workers: what each process does.
-
-
-class _Server:
-    """Answers the requests of the parent; the state of one layer at a time."""
-
-    def __init__(self, library: str, threads: int) -> None:
-        self.library = library
-        self.peer = peers.open_peer(library, threads) if library else None
-        self.works: dict[str, Callable[[], Any]] = {}
-
-    def oracle(
-        self, case: Any, dtypes: Sequence[str], folder: str, seconds: float, seed: int
-    ) -> dict[str, Any]:
-        """Run and time the loops, and leave the arrays and the right results in files."""
-        case = Case.from_json(case)
-        inputs = _inputs(case, 1, seed)
-        function = getattr(naive, case.op)
-        want, first = _timed(function, _arguments(case, inputs, "float64"))
-        period = max(
-            (k for k in range(1, case.batch + 1) if case.batch % k == 0 and k * first <= seconds),
-            default=1,
-        )
-        if period > 1:
-            inputs = _inputs(case, period, seed)
-            want, first = _timed(function, _arguments(case, inputs, "float64"))
-        np.savez(Path(folder, "inputs.npz"), allow_pickle=False, **inputs)
-        right = verify.outputs(want)
-        np.savez(Path(folder, "oracle.npz"), *right)
-        loops = {}
-        for dtype in dtypes:
-            args = _arguments(case, inputs, dtype)
-            times = [first] if dtype == "float64" else []
-            result = want
-            while len(times) < 5 and (not times or sum(times) + times[-1] <= seconds):
-                result, elapsed = _timed(function, args)
-                times.append(elapsed)
-            check = _agreement(case, args, verify.outputs(result), right, dtype)
-            loops[dtype] = {"times": times, **check}
-        full = _arguments(case, _tiled(case, inputs, period), "float64")
-        explanation = functional.explain(case.op, **full)
-        return {"period": period, "loops": loops, "flops": explanation.flops}
-
-    def open(
-        self, case: Any, dtype: str, folder: str, methods: Sequence[str] | None
-    ) -> dict[str, Any]:
-        """Set the contestants of a layer up, and compare each with the right results."""
-        case = Case.from_json(case)
-        with np.load(Path(folder, "inputs.npz")) as file:
-            inputs = dict(file)
-        with np.load(Path(folder, "oracle.npz")) as file:
-            right = [file[name] for name in file.files]
-        period = inputs["x"].shape[0]
-        full = _tiled(case, inputs, period)
-        want = _tiled_results(case, right, period)
-        args = _arguments(case, full, dtype)
-        everything = {**case.options, **{n: _cast(a, dtype) for n, a in full.items()}, **args}
-        answer: dict[str, Any] = {"contestants": {}}
-        names: Iterable[str] = [self.library]
-        if self.peer is None:
-            table = dispatch.methods(case.op)
-            answer["chosen"] = functional.explain(case.op, **args).method
-            names = (
-                [m for m in table if m != "naive"]
-                if methods is None
-                else [m for m in methods if m == "auto" or (m in table and m != "naive")]
-            )
-        for name in names:
-            answer["contestants"][name] = self._prepare(name, case, args, everything, want, dtype)
-        return answer
-
-    def _prepare(
-        self,
-        name: str,
-        case: Case,
-        args: Mapping[str, Any],
-        everything: Mapping[str, Any],
-        want: Sequence[Array],
-        dtype: str,
-    ) -> dict[str, Any]:
-        try:
-            if self.peer is None:
-                function = getattr(functional, case.op)
-                work = _call(function, {**args, "method": name})
-                got = verify.outputs(work())
-            else:
-                work = self.peer.prepare(case.op, everything)
-                got = self.peer.arrays(work())
-        except (dispatch.MethodError, peers.Unsupported) as refusal:
-            words = str(refusal)
-            return {"refused": words.partition("cannot serve: ")[2] or words}
-        check = _agreement(case, everything, got, want, dtype)
-        del got
-        self.works[name] = work
-        return {**check, "seconds": _timed(work, {})[1]}
-
-    def time(self, method: str, calls: int, repeats: int) -> dict[str, Any]:
-        """Times of one call, each the mean of `calls`, after one that is not counted."""
-        work = self.works[method]
-        gc.collect()
-        gc.disable()
-        try:
-            work()
-            times = []
-            for _ in range(repeats):
-                start = time.perf_counter()
-                for _ in range(calls):
-                    work()
-                times.append((time.perf_counter() - start) / calls)
-        finally:
-            gc.enable()
-        _fall_asleep()
-        return {"times": times}
-
-    def close(self) -> dict[str, Any]:
-        """Let the arrays of the layer go."""
-        self.works.clear()
-        return {}
-
-
-def _serve(library: str, threads: int) -> None:
-    """Answer requests, one JSON object a line, until the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # The answers have this pipe for themselves: what a library prints goes to stderr.
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    server = _Server(library, threads)
-    for line in sys.stdin:
-        arguments = json.loads(line)
-        answer = getattr(server, arguments.pop("request"))(**arguments)
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
-
-
-def _fall_asleep() -> None:
-    """Wait until no thread of this process is busy any more.
-
-    Thread pools spin for a while after their work is done (ONNX Runtime's for 50 ms), and would
-    take the processor from whoever's turn is next.
-    """
-    end = time.perf_counter() + _LONGEST_REST
-    while time.perf_counter() < end:
-        used = time.process_time()
-        time.sleep(_REST)
-        if time.process_time() - used < _REST / 4:
-            return
-
-
-def _call(function: Callable[..., Any], args: Mapping[str, Any]) -> Callable[[], Any]:
-    return lambda: function(**args)
-
-
-def _timed(function: Callable[..., Any], args: Mapping[str, Any]) -> tuple[Any, float]:
-    start = time.perf_counter()
-    result = function(**args)
-    return result, time.perf_counter() - start
-
-
-def _inputs(case: Case, images: int, seed: int) -> dict[str, Array]:
-    """The arrays of a case for that many images, in float32 (indices in int64)."""
-    rng = np.random.default_rng(seed)
-    shapes = {**case.shapes, "x": (images, *case.shapes["x"][1:])}
-    arrays: dict[str, Array] = {
-        name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()
-    }
-    if case.op == "max_pool2d_backward":
-        y, indices = naive.max_pool2d(arrays["x"], **case.options, return_indices=True)
-        return {**arrays, "dy": rng.standard_normal(y.shape, dtype=np.float32), "indices": indices}
-    if case.op.endswith("_backward"):
-        arrays["dy"] = rng.standard_normal(_y_shape(case, shapes), dtype=np.float32)
-    return arrays
-
-
-def _y_shape(case: Case, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """The shape of the forward pass's output, from a pass over one image."""
-    forward = getattr(functional, case.op.removesuffix("_backward"))
-    one = {**shapes, "x": (1, *shapes["x"][1:])}
-    y = forward(
-        **{name: np.zeros(shape, np.float32) for name, shape in one.items()}, **case.options
-    )
-    return (shapes["x"][0], *verify.outputs(y)[0].shape[1:])
-
-
-def _arguments(case: Case, arrays: Mapping[str, Array], dtype: str) -> dict[str, Any]:
-    """The arguments of the operation, by the names in its signature."""
-    known = {**case.options, **{name: _cast(array, dtype) for name, array in arrays.items()}}
-    known["input_shape"] = arrays["x"].shape
-    wanted = inspect.signature(getattr(naive, case.op)).parameters
-    return {name: value for name, value in known.items() if name in wanted}
-
-
-def _cast(array: Array, dtype: str) -> Array:
-    return array.astype(dtype) if array.dtype.kind == "f" else array
-
-
-_PER_IMAGE = ("x", "dy", "indices")
-
-
-def _tiled(case: Case, arrays: Mapping[str, Array], period: int) -> dict[str, Array]:
-    """The whole batch, which repeats the `period` images of `arrays`."""
-    times = case.batch // period
-    return {
-        name: np.tile(a, (times,) + (1,) * (a.ndim - 1)) if name in _PER_IMAGE and times > 1 else a
-        for name, a in arrays.items()
-    }
-
-
-def _tiled_results(case: Case, right: Sequence[Array], period: int) -> list[Array]:
-    """The results of the whole batch from those of its period.
-
-    What has one entry per image repeats; gradients by weights are sums over images.
-    """
-    times = case.batch // period
-    if times == 1:
-        return list(right)
-    summed = case.op in ("conv2d_backward",)
-    return [
-        a * times if summed and index > 0 else np.tile(a, (times,) + (1,) * (a.ndim - 1))
-        for index, a in enumerate(right)
-    ]
-
-
-def _agreement(
-    case: Case,
-    args: Mapping[str, Any],
-    got: Sequence[Any],
-    want: Sequence[Array],
-    dtype: str,
-) -> dict[str, Any]:
-    """The largest error and what is accepted, both over the largest output."""
-    limits = verify.bounds(case.op, args, float(np.finfo(dtype).eps))
-    agrees, worst, accepted = len(got) == len(want), 0.0, 0.0
-    for value, right, limit in zip(got, want, limits, strict=False):
-        error = verify.largest_error(value, right)
-        agrees = agrees and error <= limit
-        size = float(np.max(np.abs(right), initial=0.0)) or 1.0
-        worst = float(np.maximum(worst, error / size))
-        accepted = max(accepted, limit / size)
-    return {"agrees": agrees, "error": worst, "bound": accepted}

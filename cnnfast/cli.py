@@ -20,7 +20,7 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -429,7 +429,10 @@ def _add_bench(commands: Any) -> None:
     from cnnfast.suites import SUITES
 
     parser = _command(commands, "bench", "time every method against the loops, checked first")
-    parser.add_argument("--suite", default="courses", choices=list(SUITES), help="default: courses")
+    parser.add_argument(
+        "--suite", default="courses", choices=list(SUITES), metavar="NAME",
+        help=f"{', '.join(SUITES)} (default: courses)",
+    )  # fmt: skip
     parser.add_argument(
         "--dtype", type=_names, default=("float32", "float64"), metavar="D,...",
         help="default: float32,float64",
@@ -452,8 +455,12 @@ def _add_bench(commands: Any) -> None:
         help="for each contestant of each case (default: 0.5)",
     )  # fmt: skip
     parser.add_argument(
-        "--naive-seconds", type=_positive_float, default=5.0, metavar="S",
-        help="for the loops; what takes longer is timed on fewer images (default: 5)",
+        "--naive-seconds", type=_positive_float, default=1.0, metavar="S",
+        help="for the loops; what takes longer is timed on a part of the case (default: 1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--quick", action="store_true",
+        help="a first look: only what auto chooses, a tenth of the time, other options aside",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the random arrays (default: 0)")
     _add_plot(parser, "the speedups as a bar chart")
@@ -473,6 +480,13 @@ def _bench(args: argparse.Namespace) -> None:
         naive_seconds=args.naive_seconds,
         seed=args.seed,
     )
+    if args.quick:
+        plan = replace(
+            plan,
+            methods=plan.methods or ("auto",),
+            seconds=plan.seconds / 10,
+            naive_seconds=plan.naive_seconds / 10,
+        )
     screen = _Screen(args)
     with _Status() as status:
 
@@ -496,7 +510,7 @@ def _bench(args: argparse.Namespace) -> None:
 
 def _show_layer(screen: _Screen, results: Sequence[Any]) -> None:
     first = results[0]
-    header = ("method", "threads", "time", "spread", "speedup", "max error")
+    header = ("method", "threads", "time", "spread", "speedup", "of peak", "max error")
     rows, styles, notes = [], [], []
     best = min((r.seconds for r in results if r.seconds), default=None)
     for r in results:
@@ -512,6 +526,7 @@ def _show_layer(screen: _Screen, results: Sequence[Any]) -> None:
                 "-" if r.seconds is None else _time(r.seconds),
                 "-" if r.spread is None or r.samples < 2 else f"{100 * r.spread:.0f}%",
                 "-" if r.speedup is None else _times(r.speedup),
+                "-" if r.limit is None else f"{100 * r.limit[1]:.0f}% {r.limit[0]}",
                 _error(r.max_error) + " !" * r.wrong,
             )
         )
@@ -524,18 +539,29 @@ def _show_layer(screen: _Screen, results: Sequence[Any]) -> None:
 
 
 def _show_ending(screen: _Screen, report: Any) -> None:
-    from cnnfast.benchmark import geometric_mean
-
-    for peer in report.plan.peers:
-        pairs = report.against(peer)
-        if pairs:
-            ratios = {theirs.seconds / ours.seconds: ours for ours, theirs in pairs}
-            worst = min(ratios)
-            layer = f"{ratios[worst].case}, {ratios[worst].phase}, {ratios[worst].dtype}"
+    standings = report.standings()
+    for peer in dict.fromkeys(s.peer for s in standings):
+        own = [s for s in standings if s.peer == peer]
+        screen.table(
+            f"Times as fast as {peer}: against {peer}, over all layers",
+            ("phase", "dtype", "threads", "layers", "mean", "worst", "losses"),
+            [
+                (s.phase, s.dtype, str(s.threads), str(s.layers), f"{s.mean:.2f}",
+                 f"{s.worst:.2f}", str(s.losses))
+                for s in own
+            ],
+            ["red" if s.losses else "" for s in own],
+            left=2,
+        )  # fmt: skip
+        for s in own:
             screen.paragraph(
-                f"against {peer}: {geometric_mean(ratios):.2f}x as fast in the geometric mean of "
-                f"{len(pairs)}, worst {worst:.2f}x ({layer})"
+                f"worst against {peer}, {s.phase}, {s.dtype}, {_plural(s.threads, 'thread')}: "
+                f"{s.worst:.2f} ({s.worst_case})",
+                "dim",
             )
+        screen.line()
+    for line in _peaks(report.roofs):
+        screen.paragraph(line)
     facts = report.environment
     versions = {"cnnfast": __version__, "Python": facts["python"], "NumPy": facts["numpy"]}
     spoken = ", ".join(f"{name} {number}" for name, number in (versions | facts["peers"]).items())
@@ -543,8 +569,44 @@ def _show_ending(screen: _Screen, report: Any) -> None:
     screen.paragraph(spoken)
     screen.paragraph(
         "* is what auto chooses; ~ see the note; ! disagrees with naive. Times are medians, spread "
-        "is half the distance of the quartiles, errors are relative to the largest output."
+        "is half the distance of the quartiles, errors are relative to the largest output. Of the "
+        "measured peaks of multiply-adds (fma) and of copying (copy), that which a method is "
+        "nearer to is shown; operations count as in the direct definition."
     )
+
+
+def _plural(number: int, word: str) -> str:
+    return f"{number} {word}{'s' * (number != 1)}"
+
+
+def _peaks(roofs: Sequence[Any]) -> list[str]:
+    """The measured peaks in words, and why there are none."""
+    lines = []
+    for kind, unit in (("fma", "GFLOP/s"), ("copy", "GB/s")):
+        own = [roof for roof in roofs if roof.kind == kind]
+        found: dict[tuple[str, int], list[float]] = {}
+        for roof in own:
+            if roof.rate:
+                key = (roof.dtype if kind == "fma" else "", roof.threads)
+                found.setdefault(key, []).append(roof.rate / 1e9)
+        spoken = [
+            f"{dtype}{' ' * bool(dtype)}{_plural(threads, 'thread')} {_span(rates)}"
+            for (dtype, threads), rates in found.items()
+        ]
+        if spoken:
+            lines.append(f"measured peaks, {kind}, {unit}: {'; '.join(spoken)}")
+        reasons = dict.fromkeys(
+            f"no {kind} peak with {_plural(roof.threads, 'thread')}: {roof.note}"
+            for roof in own
+            if roof.rate is None
+        )
+        lines += reasons
+    return lines
+
+
+def _span(rates: Sequence[float]) -> str:
+    low, high = min(rates), max(rates)
+    return f"{high:.0f}" if high - low < 1 else f"{low:.0f} to {high:.0f}"
 
 
 def _draw_speedups(report: Any, name: str) -> bytes:

@@ -16,13 +16,29 @@ from typing import Any
 
 from cnnfast import compiled
 from cnnfast.arrays import NUMPY32, NUMPY64, Library
-from cnnfast.geometry import Geometry
-from cnnfast.methods import cython, engine, im2col, naive, portable, toeplitz
+from cnnfast.geometry import Convolution, Geometry, flag
+from cnnfast.methods import (
+    cython,
+    depthwise,
+    direct,
+    engine,
+    gemm,
+    im2col,
+    naive,
+    portable,
+    toeplitz,
+    winograd,
+)
 from cnnfast.methods.base import Arrays, Call, Method
+from cnnfast.methods.convolution import EngineConvolution, Mixed, wanted
 
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
+        gemm.METHOD,
+        winograd.METHOD,
+        depthwise.METHOD,
+        direct.METHOD,
         im2col.METHOD,
         toeplitz.METHOD,
         portable.METHOD,
@@ -32,33 +48,46 @@ METHODS: dict[str, Method] = {
     )
 }
 
-# In order of preference. `portable` stands before `toeplitz` because it is never slower; the matrix
-# is there to be looked at.
-_CONVOLUTION = ("im2col", "portable", "toeplitz", "naive")
+_KERNELS = {name: m for name, m in METHODS.items() if isinstance(m, EngineConvolution)}
+
+# In order of preference; among the first, which are the engine's, `cost` decides. `portable`
+# stands before `toeplitz` because it is never slower; the matrix is there to be looked at.
+_CONVOLUTION = (
+    *("winograd", "depthwise", "direct", "gemm"),
+    *("im2col", "portable", "toeplitz", "naive"),
+)
+_POOLING = ("engine", "cython", "portable", "naive")
 _WINDOWS = ("cython", "portable", "naive")
-_ELEMENTS = ("portable", "naive")
+_COMPILED = ("engine", "portable", "naive")
 
 TABLE: dict[str, tuple[str, ...]] = {
     **{
-        f"{op}{n}d{backward}": _CONVOLUTION
+        f"{op}{n}d{backward}": _CONVOLUTION[2 - n :]  # a signal has no tiles for winograd
         for op in ("conv", "conv_transpose")
         for n in (1, 2)
         for backward in ("", "_backward")
     },
     **{
-        f"{op}{n}d{backward}": _WINDOWS
-        for op in ("max_pool", "avg_pool", "dilate", "subsample")
+        f"{op}{n}d{backward}": table
+        for table, ops in (
+            (_POOLING, ("max_pool", "avg_pool")),
+            (_WINDOWS, ("dilate", "subsample")),
+        )
+        for op in ops
         for n in (1, 2)
         for backward in ("", "_backward")
     },
-    **dict.fromkeys(("im2col", "col2im", "batch_norm", "batch_norm_backward"), _WINDOWS),
-    **dict.fromkeys(("relu", "relu_backward"), ("engine", *_ELEMENTS)),
+    **dict.fromkeys(("im2col", "col2im"), _WINDOWS),
+    **dict.fromkeys(("batch_norm", "batch_norm_backward"), _POOLING),
     **{
-        f"{op}{backward}": _ELEMENTS
-        for op in ("leaky_relu", "sigmoid", "tanh", "softmax", "log_softmax", "linear", "dropout")
+        f"{op}{backward}": _COMPILED
+        for op in ("relu", "leaky_relu", "sigmoid", "tanh", "softmax", "log_softmax", "linear")
         for backward in ("", "_backward")
     },
-    **dict.fromkeys(("cross_entropy", "multi_margin_loss", "mse_loss"), _ELEMENTS),
+    "cross_entropy": _COMPILED,
+    **dict.fromkeys(
+        ("dropout", "dropout_backward", "multi_margin_loss", "mse_loss"), ("portable", "naive")
+    ),
 }
 
 
@@ -278,10 +307,110 @@ def _select(call: Call, method: str) -> tuple[Method, str]:
         if refusal is not None:
             raise MethodError(f"{call.op}: method {name!r} (from {source}) cannot serve: {refusal}")
         return METHODS[name], f"forced by {source}"
-    for name in TABLE[call.op]:
-        if METHODS[name].supports(call) is None:
-            return METHODS[name], "first in order of preference"
+    able = [name for name in TABLE[call.op] if METHODS[name].supports(call) is None]
+    kernels = [name for name in able if name in _KERNELS]
+    if len(kernels) > 1:
+        return _fastest(call, tuple(kernels)), "fastest by the cost model"
+    if able:
+        return METHODS[able[0]], "first in order of preference"
     raise MethodError(f"{call.op}: no method serves arrays on {call.device}")
+
+
+def _fastest(call: Call, names: tuple[str, ...]) -> Method:
+    """The method of least cost; for an operation of two products, perhaps one for each."""
+    assert isinstance(call.geometry, Convolution)
+    products = wanted(call)
+    best = tuple(min(names, key=lambda name: cost(name, product, call)) for product in products)
+    if len(set(best)) > 1:
+        return _mixed(products, best)
+    return METHODS[best[0] if best else names[0]]
+
+
+@cache
+def _mixed(of: tuple[str, ...], names: tuple[str, ...]) -> Mixed:
+    return Mixed({p: _KERNELS[name] for p, name in zip(of, names, strict=True)})
+
+
+def cost(method: str, product: str, call: Call) -> float:
+    """How long a convolution's product takes, with the time that `gemm` takes as the unit.
+
+    Only the order of the methods counts. `product` is "forward", "backward_input" or
+    "backward_weights". The numbers were fitted to measurements of 400 random geometries with AVX2
+    (``docs/performance.md``; ``benchmarks/regret.py`` says how good the choices are).
+    """
+    g = call.geometry
+    assert isinstance(g, Convolution)
+    channels, filters = g.C // g.groups, g.F // g.groups
+    if method == "winograd":
+        return _winograd_cost(product, g, channels, filters, call.prepared)
+    lanes = 8 if call.dtype == "float32" else 4
+    sparse = max(g.stride) > 3  # most of what a vector loads is then left out
+    if method == "depthwise":
+        if sparse:
+            return 3.0
+        # The more filters share a channel, the more there is for a matrix product.
+        few = filters <= (3 if product == "forward" else 1)
+        return 0.7 if few or (product == "backward_input" and g.W > 26) else 1.3
+    if method == "direct":
+        if product == "forward":
+            if g.KH * g.KW == 1:
+                return 1.5
+            if filters <= 1.75 * lanes or (channels <= 2 and 2 * lanes < g.OW):
+                return 0.8 if channels * g.KH * g.KW < 50 else 0.95
+            return 1.6 if 1.5 * lanes > g.OW else 1.3 if sparse else 1.01
+        if product == "backward_input":
+            if g.W <= 13:
+                return 0.7
+            return 1.1 if channels * g.KH * g.KW <= 17 or g.OW <= 13 else 0.9
+        if 2 * lanes > g.OW:
+            return 2.0
+        return 0.4 if filters <= lanes / 2 else 1.2
+    return 1.0
+
+
+def _winograd_cost(
+    product: str, g: Convolution, channels: int, filters: int, prepared: bool
+) -> float:
+    """A share of gemm's multiplications, the transforms, and those of the weights.
+
+    Each pixel's transform serves all filters, each result's all channels, and the weights' all
+    pixels. At the edges tiles hang over.
+    """
+    summed = filters if product == "backward_input" else channels
+    if summed < (11 if product == "backward_weights" else 5):
+        return 2.0  # the transforms are most of the work
+    tiles = -(-g.OH // 4) * -(-g.OW // 4)
+    waste = 16 * tiles / g.pixels
+    product_share, by_filters, by_channels, by_pixels = {
+        "forward": (0.34, 0.9, 1.9, 4.0),
+        "backward_input": (0.34, 2.3, 0.3, 7.0),
+        "backward_weights": (0.41, 0.1, 2.8, 0.0),
+    }[product]
+    of_weights = 0.0 if prepared else by_pixels / (g.N * g.pixels)
+    return waste * (product_share + by_filters / filters + by_channels / channels) + of_weights
+
+
+def set_winograd(allowed: bool) -> None:
+    """Allow the method ``winograd``, or switch it off for the whole process.
+
+    It rounds more than the others (``docs/performance.md`` has the errors). Without this call the
+    environment decides: ``CNNFAST_WINOGRAD=0`` switches it off.
+
+    Parameters
+    ----------
+    allowed : bool
+        Whether the method may be chosen or forced.
+
+    Examples
+    --------
+    >>> import cnnfast
+    >>> cnnfast.set_winograd(False)
+    >>> cnnfast.explain("conv2d", (8, 64, 32, 32), (64, 64, 3, 3), padding=1).method != "winograd"
+    True
+    >>> cnnfast.set_winograd(True)
+    """
+    winograd.METHOD.allowed = flag("set_winograd", "allowed", allowed)
+    forget()
 
 
 def _explain(
@@ -314,11 +443,32 @@ def again(op: str, method: str, arrays: Arrays, parameters: Arrays, out: Any = N
     return None if _PLANS is None else _PLANS.again(op, method, arrays, parameters, out)
 
 
+_generation = 0
+
+
+def generation() -> int:
+    """A number that changes with everything that choices depend on."""
+    return _generation
+
+
 def forget() -> None:
     """Choose anew from now on, because what choices depend on has changed."""
+    global _generation
+    _generation += 1
     _environment.cache_clear()
     if _PLANS is not None:
         _PLANS.forget()
+
+
+def choose(call: Call, method: str) -> Method:
+    """The method that would serve a call, for who wants only its kernel."""
+    return _select(call, method)[0]
+
+
+def record(op: str, method: str) -> None:
+    """Tell whoever traces what ran outside of `run`."""
+    for log in _STATE.get().logs:
+        log.append(Ran(op, method))
 
 
 def run(
@@ -339,15 +489,15 @@ def run(
     reads and writes another number of `elements`. `again` are the user's own arrays and
     parameters, by which `again` will know a call like this one.
     """
-    call = Call(op, geometry, library.compute, library.device)
+    needs = options.get("needs", "xwb")
+    call = Call(op, geometry, library.compute, library.device, needs)
     chosen, reason = _select(call, method)
     state = _STATE.get()
     if state.asking:
         raise Asked(_explain(call, chosen, reason, products, elements))
     # A one-dimensional operation is the two-dimensional one on images of height 1.
     result = getattr(chosen, op.replace("1d", "2d"))(geometry, *arguments, **options)
-    for log in state.logs:
-        log.append(Ran(op, chosen.name))
+    record(op, chosen.name)
     plain = state is _PLAIN and (library is NUMPY32 or library is NUMPY64)
     if again is not None and plain and _PLANS is not None:
         plan = chosen.plan(call, *again)

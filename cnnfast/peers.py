@@ -13,14 +13,18 @@ import importlib.metadata
 import importlib.util
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from cnnfast.networks import Task
 
 __all__ = ["PEERS", "Peer", "Unsupported", "missing", "open_peer", "version"]
 
 Args = Mapping[str, Any]
 Work = Callable[[], Any]
+Arrays = tuple[np.ndarray[Any, Any], ...]
 
 # Each peer with the packages it needs.
 PEERS: dict[str, tuple[str, ...]] = {
@@ -41,8 +45,15 @@ class Peer(Protocol):
         """A function that does the work of ``cnnfast.functional``'s `op` once."""
         ...
 
-    def arrays(self, result: Any) -> tuple[np.ndarray[Any, Any], ...]:
+    def arrays(self, result: Any) -> Arrays:
         """The outputs of that function as NumPy arrays, what was not computed left out."""
+        ...
+
+    def network(self, task: Task) -> tuple[Work, Callable[[], Arrays]]:
+        """A function that does the task once, and one that gives its results from the start.
+
+        The results are those of ``cnnfast.networks.prepare``.
+        """
         ...
 
 
@@ -109,7 +120,7 @@ class Torch:
         if threads is not None:
             torch.set_num_threads(threads)
 
-    def arrays(self, result: Any) -> tuple[np.ndarray[Any, Any], ...]:
+    def arrays(self, result: Any) -> Arrays:
         parts = result if isinstance(result, tuple) else (result,)
         return tuple(part.detach().numpy() for part in parts if part is not None)
 
@@ -129,6 +140,40 @@ class Torch:
                 return work()
 
         return run
+
+    def network(self, task: Task) -> tuple[Work, Callable[[], Arrays]]:
+        from cnnfast.networks import LEARNING_RATE, MOMENTUM
+        from cnnfast.peer_networks import torch_module
+
+        torch = self._torch
+        module, x = torch_module(task.network), self._tensor(task.x)
+        if not task.trains:
+
+            def infer() -> Any:
+                with torch.inference_mode():
+                    return module(x)
+
+            return infer, lambda: self.arrays(infer())
+
+        labels = self._tensor(task.labels)
+        params = list(module.parameters())
+        optimizer = torch.optim.SGD(params, LEARNING_RATE, MOMENTUM)
+
+        def step() -> Any:
+            optimizer.zero_grad()
+            loss = torch.nn.functional.cross_entropy(module(x), labels)
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        def outcome() -> Arrays:
+            loss = step()
+            flat = (
+                torch.cat([t.flatten() for t in ts]) for ts in ([p.grad for p in params], params)
+            )
+            return self.arrays((loss, *flat))
+
+        return step, outcome
 
     def _tensor(self, array: np.ndarray[Any, Any]) -> Any:
         native = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
@@ -354,13 +399,13 @@ class Torch:
 
     def _linear_backward(self, t: dict[str, Any], ndim: int) -> Work:
         dy, x, w, needs = t["dy"], t["x"], t["w"], t.get("needs", "xwb")
-        linear = self._torch.nn.functional.linear
-
-        def work() -> tuple[Any, ...]:
-            grads = self._gradients(linear, (x, w, w.new_zeros(w.shape[0])), dy)
-            return tuple(g for name, g in zip("xwb", grads, strict=True) if name in needs)
-
-        return work
+        rows = dy.reshape(-1, w.shape[0])
+        gradients: dict[str, Work] = {
+            "x": lambda: dy @ w,
+            "w": lambda: rows.T @ x.reshape(-1, w.shape[1]),
+            "b": lambda: rows.sum(0),
+        }
+        return lambda: tuple(make() for name, make in gradients.items() if name in needs)
 
     def _cross_entropy(self, t: dict[str, Any], ndim: int) -> Work:
         smoothing = t.get("label_smoothing", 0.0)
@@ -415,7 +460,7 @@ class OnnxRuntime:
         if threads is not None:
             self._settings.intra_op_num_threads = threads
 
-    def arrays(self, result: Any) -> tuple[np.ndarray[Any, Any], ...]:
+    def arrays(self, result: Any) -> Arrays:
         y, *indices = result
         # ONNX counts through the whole batch, PyTorch and cnnfast within each image's channel.
         return (y, *(i % self._plane for i in indices))
@@ -459,23 +504,40 @@ class OnnxRuntime:
             [numpy_helper.from_array(np.ascontiguousarray(args[name]), name) for name in weights],
         )
         model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+        session = self._session(model.SerializeToString(), f"{kinds[op]} for {x.dtype}")
+        feed = {"x": x}
+        return lambda: session.run(None, feed)
+
+    def network(self, task: Task) -> tuple[Work, Callable[[], Arrays]]:
+        from cnnfast.peer_networks import onnx_model
+
+        if task.trains:
+            raise Unsupported("ONNX Runtime runs networks, and trains none")
+        model = onnx_model(task.network, task.x.shape, task.x.dtype.name)
+        session = self._session(model, f"such network for {task.x.dtype}")
+        feed = {"x": task.x}
+
+        def infer() -> Any:
+            return session.run(None, feed)
+
+        return infer, lambda: tuple(infer())
+
+    def _session(self, model: bytes, what: str) -> Any:
+        """A model that is ready to run."""
         try:
-            session = self._runtime.InferenceSession(
-                model.SerializeToString(), self._settings, providers=["CPUExecutionProvider"]
+            return self._runtime.InferenceSession(
+                model, self._settings, providers=["CPUExecutionProvider"]
             )
         except Exception as error:
             if "NOT_IMPLEMENTED" in str(error) or "NotImplemented" in type(error).__name__:
-                reason = f"ONNX Runtime has no {kinds[op]} for {x.dtype} on the CPU"
-                raise Unsupported(reason) from None
+                raise Unsupported(f"ONNX Runtime has no {what} on the CPU") from None
             raise
-        feed = {"x": x}
-        return lambda: session.run(None, feed)
 
 
 class Scipy:
     """``scipy.signal.correlate`` for each image and filter, as one would write it by hand."""
 
-    def arrays(self, result: Any) -> tuple[np.ndarray[Any, Any], ...]:
+    def arrays(self, result: Any) -> Arrays:
         return (result,)
 
     def prepare(self, op: str, args: Args) -> Work:
@@ -498,3 +560,6 @@ class Scipy:
             return y if b is None else y + b[:, None, None]
 
         return work
+
+    def network(self, task: Task) -> tuple[Work, Callable[[], Arrays]]:
+        raise Unsupported("scipy.signal knows no networks")

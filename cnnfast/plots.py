@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import io
 from collections.abc import Mapping, Sequence
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from cnnfast.benchmark import Result
 
-__all__ = ["FORMATS", "missing", "speedups", "training"]
+__all__ = ["FORMATS", "missing", "ratios", "speedups", "training"]
 
 FORMATS = ("png", "svg", "pdf")
 
@@ -35,6 +36,8 @@ _COLOURS: dict[str, str] = {
     "onnxruntime": "#CC79A7",
     "scipy": "#999999",
 }
+# For methods without a colour of their own, as they are met (Paul Tol's palettes).
+_SPARE = ("#882255", "#44AA99", "#332288", "#DDCC77", "#AA4499", "#117733", "#777777")
 _Corner = Literal["upper right", "lower right"]
 _INK, _GRID = "#333333", "#DDDDDD"
 
@@ -83,6 +86,8 @@ def speedups(results: Sequence[Result], title: str, footnote: str = "", kind: st
     dtypes = list(dict.fromkeys(r.dtype for r in timed)) or ["float32"]
     layers = list(dict.fromkeys((r.case, r.phase) for r in timed))
     contestants = list(dict.fromkeys((r.method, r.threads) for r in timed))
+    others = dict.fromkeys(c[0] for c in contestants if c[0] not in _COLOURS)
+    colours = _COLOURS | dict(zip(others, chain(_SPARE, repeat(_SPARE[-1])), strict=False))
     contestants.sort(key=lambda c: ([*_COLOURS, c[0]].index(c[0]), c[1]))
     bars = [[c for c in contestants if any(_is(r, layer, c) for r in timed)] for layer in layers]
     rows = sum(len(group) for group in bars) + len(layers)
@@ -100,7 +105,7 @@ def speedups(results: Sequence[Result], title: str, footnote: str = "", kind: st
                 found = [r for r in timed if r.dtype == dtype and _is(r, layer, contestant)]
                 if found:
                     label = contestant[0] + _threads(contestant[1], contestants)
-                    bar = _bar(axes, place, found[0], contestant[1] > 1)
+                    bar = _bar(axes, place, found[0], colours[contestant[0]], contestant[1] > 1)
                     named.setdefault(label, bar)
                 place += 1
             place += 1
@@ -144,7 +149,7 @@ def _threads(threads: int, contestants: Sequence[tuple[str, int]]) -> str:
     return f", {threads} thread{'s' if threads > 1 else ''}"
 
 
-def _bar(axes: Axes, place: float, r: Result, hatched: bool) -> Any:
+def _bar(axes: Axes, place: float, r: Result, colour: str, hatched: bool) -> Any:
     """A bar that starts at 1: to the right what is faster than the loops, to the left a loss."""
     speedup = r.speedup or 1.0
     (bar,) = axes.barh(
@@ -152,7 +157,7 @@ def _bar(axes: Axes, place: float, r: Result, hatched: bool) -> Any:
         speedup - 1,
         left=1,
         height=0.86,
-        color=_COLOURS.get(r.method, "#777777"),
+        color=colour,
         hatch="////" if hatched else None,
         edgecolor="white",
         linewidth=0,
@@ -160,6 +165,85 @@ def _bar(axes: Axes, place: float, r: Result, hatched: bool) -> Any:
     text = f"{speedup:,.0f}" if speedup >= 10 else f"{speedup:.2g}"
     axes.text(max(speedup, 1.0) * 1.12, place, text, va="center", fontsize=6.5, color=_INK)
     return bar
+
+
+def ratios(
+    groups: Mapping[str, Mapping[str, Sequence[float]]],
+    peer: str,
+    title: str,
+    footnote: str = "",
+    kind: str = "png",
+) -> bytes:
+    """Dots of how many times as fast as a peer each layer is, on a logarithmic axis.
+
+    Parameters
+    ----------
+    groups : mapping of str to mapping of str to sequence of float
+        For each group of layers, and for each series in it (a dtype, a number of threads), the
+        ratios. A bar marks their geometric mean.
+    peer : str
+        What the other library is called.
+    title, footnote : str
+        Words above and below.
+    kind : str
+        One of `FORMATS`.
+    """
+    names = list(dict.fromkeys(name for series in groups.values() for name in series))
+    figure = _figure(8.0, 1.6 + 0.09 * len(groups) * (len(names) + 1.5))
+    axes = figure.subplots()
+    _tidy(axes)
+    place, middles = 0.0, []
+    marks: dict[str, Any] = {}
+    for series in groups.values():
+        middles.append(place + (len(series) - 1) / 2)
+        for name, values in series.items():
+            colour = _SERIES[names.index(name) % len(_SERIES)]
+            points = axes.scatter(
+                values, np.full(len(values), place), s=9, color=colour, alpha=0.55, linewidths=0
+            )
+            marks.setdefault(name, points)
+            mean = np.exp(np.mean(np.log(values)))
+            axes.vlines(mean, place - 0.42, place + 0.42, color=_INK, linewidth=1.6)
+            place += 1
+        place += 1
+    everything = [
+        value for series in groups.values() for values in series.values() for value in values
+    ]
+    least, most = min(everything, default=1.0), max(everything, default=1.0)
+    axes.set_xscale("log", subs=(2, 5))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.6g}x")
+    axes.xaxis.set_minor_formatter(lambda value, _: f"{value:,.6g}x")
+    axes.tick_params(axis="x", which="both", labelsize=7, colors=_INK)
+    axes.set_xlim(min(least, 1.0) / 1.3, max(most, 1.0) * 1.3)
+    axes.axvspan(min(least, 1.0) / 1.3, 1, color=_GRID, alpha=0.5, linewidth=0, zorder=0)
+    axes.axvline(1, color=_INK, linewidth=1)
+    axes.set_ylim(max(place, 1) - 0.8, -0.8)
+    axes.set_yticks(middles, list(groups))
+    axes.tick_params(axis="y", length=0, labelsize=7)
+    axes.grid(axis="x", which="both", color=_GRID, linewidth=0.5)
+    axes.set_axisbelow(True)
+    axes.set_xlabel(
+        f"times as fast as {peer}; bar: geometric mean; grey: {peer} is faster",
+        fontsize=8,
+        color=_INK,
+    )
+    figure.legend(
+        list(marks.values()),
+        list(marks),
+        title=title,
+        title_fontproperties={"size": 11, "weight": "bold"},
+        loc="outside upper left",
+        alignment="left",
+        ncols=4,
+        fontsize=8,
+        frameon=False,
+    )
+    if footnote:
+        figure.supxlabel(footnote, fontsize=7, color="#666666", x=0.01, ha="left")
+    return _save(figure, kind)
+
+
+_SERIES = ("#0072B2", "#56B4E9", "#D55E00", "#E69F00")
 
 
 def training(

@@ -28,6 +28,9 @@ FLOATS = (np.float32, np.float64)
 # Just under, at and over the lengths of vectors and their multiples.
 WIDTHS = (7, 8, 9, 15, 16, 17, 31, 33)
 
+# Just under, at and over one, two and many tiles of Winograd's method, which are 2 or 4 wide.
+TILES = ((1, 5), (2, 2), (3, 4), (4, 4), (5, 3), (6, 9), (8, 5), (9, 8), (13, 35))
+
 
 def normal(rng: np.random.Generator, shape: Shape) -> np.ndarray:
     return rng.standard_normal(shape)
@@ -187,6 +190,27 @@ _CONV2D: list[tuple[str, Shape, Shape, Options]] = [
     ("list arguments", (1, 2, 5, 6), (2, 2, 2, 3), {"stride": [2, 1], "padding": [1, 0]}),
     # Columns of more than a megabyte, so that the batch is taken in several pieces.
     ("several blocks", (3, 16, 31, 31), (1, 16, 3, 3), {"padding": 1, "stride": (1, 2)}),
+    *((f"tiles {m} x {n}", (2, 2, m, n), (3, 2, 3, 3), {"padding": 1}) for m, n in TILES),
+    ("tiles without padding", (1, 3, 10, 7), (2, 3, 3, 3), {}),
+    ("tiles in much padding", (1, 2, 3, 6), (2, 2, 3, 3), {"padding": ((3, 4), (5, 1))}),
+    ("tiles, groups", (2, 6, 7, 6), (9, 2, 3, 3), {"padding": 1, "groups": 3}),
+    ("tiles, many channels", (1, 259, 3, 5), (2, 259, 3, 3), {"padding": 1}),
+    ("tiles, many filters", (1, 2, 5, 5), (67, 2, 3, 3), {"padding": 1}),
+    ("tiles of many images", (70, 1, 5, 6), (1, 1, 3, 3), {"padding": 1, "b": None}),
+    ("depthwise, wide", (1, 3, 9, 37), (3, 1, 3, 3), {"padding": 1, "groups": 3}),
+    (
+        "depthwise, stride",
+        (2, 3, 9, 19),
+        (3, 1, 3, 3),
+        {"padding": 1, "groups": 3, "stride": 2},
+    ),
+    (
+        "depthwise, dilation",
+        (1, 2, 11, 12),
+        (4, 1, 5, 3),
+        {"padding": (2, 3), "groups": 2, "dilation": (1, 3)},
+    ),
+    ("depthwise, 7 x 7", (1, 2, 8, 20), (2, 1, 7, 7), {"padding": 3, "groups": 2}),
     *((f"width {n}", (1, 2, 2, n), (2, 2, 2, 3), {"padding": (0, 1)}) for n in WIDTHS),
     *((f"height {n}", (1, 1, n, 2), (2, 1, 3, 2), {"padding": (1, 0)}) for n in WIDTHS),
     *((f"channels {n}", (2, n, 2, 3), (2, n, 2, 2), {}) for n in WIDTHS),
@@ -239,6 +263,9 @@ _CONV_TRANSPOSE2D: list[tuple[str, Shape, Shape, Options]] = [
     ("groups", (2, 4, 3, 4), (4, 3, 3, 2), {"groups": 2, "stride": 2}),
     ("depthwise", (1, 5, 4, 3), (5, 1, 3, 3), {"groups": 5, "padding": 1}),
     ("depthwise, two each", (1, 3, 3, 3), (3, 2, 2, 3), {"groups": 3, "stride": (2, 1)}),
+    *((f"tiles {m} x {n}", (2, 2, m, n), (2, 3, 3, 3), {"padding": 1}) for m, n in TILES[::2]),
+    ("tiles in much padding", (1, 2, 9, 10), (2, 2, 3, 3), {"padding": ((3, 1), (0, 4))}),
+    ("tiles, groups", (1, 6, 7, 6), (6, 2, 3, 3), {"padding": 1, "groups": 3}),
     ("no bias", (1, 2, 3, 3), (2, 2, 2, 2), {"b": None}),
     ("batch 0", (0, 2, 4, 3), (2, 3, 3, 3), {"stride": 2}),
     *((f"width {n}", (1, 2, 2, n), (2, 2, 2, 3), {"padding": (0, 1)}) for n in WIDTHS[::2]),
@@ -604,16 +631,18 @@ def _losses() -> Iterator[Case]:
 
 def _needs() -> Iterator[Case]:
     """Gradients of which only some are wanted."""
-    for op, x, w in (
-        ("conv1d", (2, 3, 6), (2, 3, 3)),
-        ("conv2d", (1, 3, 4, 5), (2, 3, 2, 3)),
-        ("conv_transpose1d", (2, 3, 4), (3, 2, 3)),
-        ("conv_transpose2d", (1, 3, 3, 4), (3, 2, 2, 3)),
-        ("linear", (2, 3), (4, 3)),
+    for op, x, w, of in (
+        ("conv1d", (2, 3, 6), (2, 3, 3), ""),
+        ("conv2d", (1, 3, 4, 5), (2, 3, 2, 3), ""),
+        ("conv2d", (1, 3, 7, 6), (2, 3, 3, 3), " of tiles"),
+        ("conv_transpose1d", (2, 3, 4), (3, 2, 3), ""),
+        ("conv_transpose2d", (1, 3, 3, 4), (3, 2, 2, 3), ""),
+        ("conv_transpose2d", (1, 3, 5, 4), (3, 2, 3, 3), " of tiles"),
+        ("linear", (2, 3), (4, 3), ""),
     ):
-        forward = Case(op, "needs", {"x": x, "w": w})
+        forward = Case(op, f"needs{of}", {"x": x, "w": w})
         for needs in ("", "x", "w", "b", "wx", "bb"):
-            name = f"needs {needs!r}"
+            name = f"needs {needs!r}{of}"
             shapes = {"x": x, "w": w}
             yield Case(f"{op}_backward", name, shapes, {"needs": needs}, forward=forward)
 

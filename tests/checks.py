@@ -14,11 +14,17 @@ is a bound that no correct method can miss, for the operations that are linear i
 what `cnnfast.naive` gives for the magnitudes of the arrays, `T` what it gives for ones. Operations
 that only move or compare elements must be exact. The others have their error analysis below, in
 `SCALES`.
+
+Winograd's method multiplies sums of pixels by sums of taps, and the outputs of a tile are sums of
+those products, in which most terms cancel. What does not cancel is their rounding, so that `M` must
+be that of the terms: `winograd_scales` puts the magnitudes of the transforms' entries, and of the
+arrays', in the place of both, as Higham does for Strassen's product (section 23.2.2 there).
 """
 
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -45,6 +51,14 @@ EXACT = frozenset(
         for backward in ("", "_backward")
     }
 )
+
+
+# What no result is.
+POISON = {"f": np.nan, "i": -77, "b": True}
+
+# The methods whose kernels are those of the C engine, and those that are not for every call.
+ENGINE = ("gemm", "winograd", "depthwise", "direct", "engine")
+SOME = ("winograd", "depthwise", "direct")
 
 
 def as_tuple(result: Any) -> Arrays:
@@ -101,8 +115,12 @@ def expected(case: Case, dtype: Any) -> Arrays:
 
 
 @cache
-def scales(case: Case) -> Arrays:
+def scales(case: Case, method: str = "") -> Arrays:
     """The errors allowed to each result, in units of eps: the module's docstring says which."""
+    if method == "winograd":
+        # Beside its own rounding, it adds the bias, and it sums what is not finite directly.
+        pairs = zip(scales(case), winograd_scales(case), strict=True)
+        return tuple(a if a is None or b is None else a + np.nan_to_num(b) for a, b in pairs)
     arguments, results = case.arguments(), expected(case, np.float64)
     if case.op in EXACT:
         return tuple(None if y is None else np.zeros(np.shape(y)) for y in results)
@@ -130,6 +148,118 @@ def _terms(case: Case, arguments: dict[str, Any]) -> Arrays:
         ndim = 1 if "1d" in case.op else 2
         return (prod(kernel) if isinstance(kernel, tuple) else kernel**ndim,)
     return _naive(case, arguments, np.ones_like)
+
+
+# Winograd's method, whose three products are the forward pass, or the gradient by x, and by w.
+
+# The transforms of an image are applied to its rows and columns, each of which rounds a few times
+# for each entry of a matrix and once more for the entry itself: no more than 14 times for the taps,
+# 10 for the pixels and 14 for the outputs. The rest is for the product and the sums of chunks.
+_TRANSFORMS = 48
+
+
+def toom_cook(points: tuple[float, ...], outputs: int) -> tuple[np.ndarray, ...]:
+    """Matrices with ``y = A.T @ ((G @ w) * (B @ x))`` for windows of three, and a last infinity."""
+    n = outputs + 2
+    A, G, B = np.zeros((n, outputs)), np.zeros((n, 3)), np.zeros((n, n))
+    for k, p in enumerate(points):
+        others = [q for q in points if q != p]
+        G[k] = np.power(p, range(3)) / np.prod(np.subtract(p, others))
+        A[k] = np.power(p, range(outputs))
+        B[k, :-1] = np.poly(others)[::-1]
+    A[-1, -1] = G[-1, -1] = 1
+    B[-1] = np.poly(points)[::-1]
+    return A, G, B
+
+
+_ROOT = 0.5**0.5
+_TILES = {
+    2: toom_cook((0.0, 1.0, -1.0), 2),
+    4: toom_cook((0.0, _ROOT, -_ROOT, 2 * _ROOT, -2 * _ROOT), 4),
+}
+
+
+def winograd_scales(case: Case) -> Arrays:
+    """The errors of the products of one case, for the worst tiles there are, in units of eps."""
+    arguments = case.arguments()
+    x, w = (np.abs(arguments[name]) for name in ("x", "w"))
+    groups, padding = arguments.get("groups", 1), arguments.get("padding", 0)
+    if isinstance(padding, str):
+        padding = 1 if padding == "same" else 0
+    pads = np.array(naive._pairs(padding, 2))
+    with np.errstate(all="ignore"):
+        if not case.op.endswith("_backward"):
+            by = _tiled_transposed if "transpose" in case.op else _tiled
+            shape = expected(case, np.float64)[0].shape
+            return (by(x, w, pads, groups, shape),)
+        dy, needs = np.abs(arguments["dy"]), arguments.get("needs", "xwb")
+        by, images = (_tiled, (x, dy)) if "transpose" in case.op else (_tiled_transposed, (dy, x))
+        return (
+            by(dy, w, pads, groups, x.shape) if "x" in needs else None,
+            _tiled_weights(*images, pads, groups) if "w" in needs else None,
+            np.zeros(()) if "b" in needs else None,
+        )
+
+
+def _shifted(shape: tuple[int, ...]) -> Iterator[tuple[int, int, int, tuple[int, int]]]:
+    """Every way to lay tiles over an image: their size, the first one's corner, how many."""
+    for m in _TILES:
+        for top, left in np.ndindex(m, m):
+            yield m, top, left, (-(-(shape[-2] + top) // m), -(-(shape[-1] + left) // m))
+
+
+def _tiles(x: np.ndarray, top: int, left: int, m: int, size: int, count: Any) -> np.ndarray:
+    """Tiles (N, C, rows, columns, size, size), m apart, from (-top, -left) on; zeros outside."""
+    rows, columns = ((n - 1) * m + size for n in count)
+    x = x[:, :, max(-top, 0) :, max(-left, 0) :]
+    top, left = max(top, 0), max(left, 0)
+    bottom, right = max(rows - top - x.shape[2], 0), max(columns - left - x.shape[3], 0)
+    x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))[:, :, :rows, :columns]
+    return np.lib.stride_tricks.sliding_window_view(x, (size, size), (2, 3))[:, :, ::m, ::m]
+
+
+def _tiled(
+    x: np.ndarray, w: np.ndarray, pads: np.ndarray, groups: int, shape: tuple[int, ...]
+) -> np.ndarray:
+    """Of a convolution, whose result has this shape."""
+    N, F, OH, OW = shape
+    worst = np.zeros(shape)
+    w = w.reshape(groups, F // groups, *w.shape[1:])
+    for m, top, left, count in _shifted(shape):
+        A, G, B = map(np.abs, _TILES[m])
+        d = _tiles(x, pads[0, 0] + top, pads[1, 0] + left, m, m + 2, count)
+        d = d.reshape(N, groups, x.shape[1] // groups, *d.shape[2:])
+        product = np.einsum("gfcpq,ngcstpq->ngfstpq", G @ w @ G.T, B @ d @ B.T)
+        y = (A.T @ product @ A).swapaxes(-3, -2)
+        y = y.reshape(N, F, m * count[0], m * count[1])
+        np.fmax(worst, y[:, :, top : top + OH, left : left + OW], out=worst)
+    return (w.shape[2] + _TRANSFORMS) * worst
+
+
+def _tiled_transposed(
+    dy: np.ndarray, w: np.ndarray, pads: np.ndarray, groups: int, shape: tuple[int, ...]
+) -> np.ndarray:
+    """Of the gradient by x, which is a convolution of dy by the weights turned about."""
+    F, Cg = w.shape[:2]
+    turned = w[:, :, ::-1, ::-1].reshape(groups, F // groups, Cg, 3, 3).swapaxes(1, 2)
+    return _tiled(dy, turned.reshape(-1, F // groups, 3, 3), 2 - pads, groups, shape)
+
+
+def _tiled_weights(dy: np.ndarray, x: np.ndarray, pads: np.ndarray, groups: int) -> np.ndarray:
+    """Of the gradient by w, which is a sum over all tiles of all images."""
+    N, F = dy.shape[:2]
+    worst: Any = 0.0
+    terms = 0
+    for m, top, left, count in _shifted(dy.shape):
+        A, G, B = map(np.abs, _TILES[m])
+        d = _tiles(x, pads[0, 0] + top, pads[1, 0] + left, m, m + 2, count)
+        d = d.reshape(N, groups, x.shape[1] // groups, *d.shape[2:])
+        e = _tiles(dy, top, left, m, m, count).reshape(N, groups, F // groups, *count, m, m)
+        product = np.einsum("ngfstpq,ngcstpq->gfcpq", A @ e @ A.T, B @ d @ B.T)
+        dw = G.T @ product @ G
+        worst = np.fmax(worst, dw.reshape(F, x.shape[1] // groups, 3, 3))
+        terms = max(terms, N * prod(count))
+    return (terms + _TRANSFORMS) * worst
 
 
 # Errors of the operations that are not linear, to first order, in units of eps. Each function takes
@@ -332,8 +462,26 @@ def assert_same(got: Any, want: Any, what: str) -> None:
 def unavailable(method: str) -> str | None:
     """Why a method is not installed here, if it is not."""
     missing = {"im2col": compiled.cython_missing, "cython": compiled.cython_missing}
-    missing["engine"] = compiled.engine_missing
+    missing |= dict.fromkeys(ENGINE, compiled.engine_missing)
     return missing.get(method, lambda: None)()
+
+
+def serves(case: Case, method: str) -> bool:
+    """Whether a method is for such a call at all."""
+    arguments = case.arguments(np.float32)
+    try:
+        cnnfast.explain(case.op, **arguments, method=method)
+    except cnnfast.MethodError:
+        return False
+    return True
+
+
+def served(cases: Iterable[Case], method: str) -> list[Case]:
+    """Those of the cases that a method is for; some must be."""
+    cases = list(cases)
+    found = [case for case in cases if method not in SOME or serves(case, method)]
+    assert found or not cases, f"no case for method {method}"
+    return found
 
 
 def run(case: Case, method: str, arguments: dict[str, Any]) -> Arrays:
@@ -357,15 +505,14 @@ def check(case: Case, method: str, dtype: Any, layout: Layout | None = None) -> 
     layout : function, optional
         Changes the arguments, by name, into others of the same values.
     """
-    arguments = case.arguments(dtype)
-    if layout is not None:
-        arguments = {name: layout(name, value) for name, value in arguments.items()}
+    arguments = laid_out(case, dtype, layout)
     before = copy.deepcopy(arguments)
     got = run(case, method, arguments)
     in_place = updated(case.op, arguments)
     wanted = expected(case, dtype)
     assert len(got) == len(wanted), f"{case}: {len(got)} results, expected {len(wanted)}"
-    for k, (y, want, scale) in enumerate(zip(got, wanted, scales(case), strict=True)):
+    bounds = scales(case, method)
+    for k, (y, want, scale) in enumerate(zip(got, wanted, bounds, strict=True)):
         what = f"{case}, method {method}, {np.dtype(dtype)}, result {k}"
         if want is None or isinstance(want, float):
             assert type(y) is type(want), f"{what}: {y!r}, expected {want!r}"
@@ -377,12 +524,41 @@ def check(case: Case, method: str, dtype: Any, layout: Layout | None = None) -> 
     for name, value in before.items():
         if isinstance(value, np.ndarray) and not any(arguments[name] is a for a in in_place):
             assert_same(arguments[name], value, f"{case}, method {method}: {name} was changed")
+    check_out(case, method, dtype, got[: len(got) - len(in_place)], layout)
+
+
+def laid_out(case: Case, dtype: Any, layout: Layout | None) -> dict[str, Any]:
+    """Newly made arguments in that memory layout."""
+    arguments = case.arguments(dtype)
+    if layout is None:
+        return arguments
+    return {name: layout(name, value) for name, value in arguments.items()}
+
+
+def check_out(
+    case: Case, method: str, dtype: Any, wanted: Arrays, layout: Layout | None = None
+) -> None:
+    """Fail unless results written to arrays of the caller's are those that new arrays hold."""
+    function = getattr(cnnfast, case.op)
+    if "out" not in inspect.signature(function).parameters:
+        return
+    for call in ("first", "second"):  # which goes the short way, if the first is remembered
+        places = tuple(None if y is None else np.full_like(y, POISON[y.dtype.kind]) for y in wanted)
+        out = places if len(places) > 1 else places[0]
+        with np.errstate(all="ignore"):
+            given = laid_out(case, dtype, layout)
+            got = as_tuple(function(**given, method=method, out=out))
+        for k, (y, place, want) in enumerate(zip(got, places, wanted, strict=True)):
+            what = f"{case}, method {method}, {np.dtype(dtype)}, result {k}, {call} with out="
+            assert y is place, what
+            if y is not None:
+                assert_same(y, want, what)
 
 
 def check_all(cases: Iterable[Case], *arguments: Any) -> None:
     """`check` of many cases, which names all those that fail."""
     failures: dict[str, Exception] = {}
-    for case in cases:
+    for case in served(cases, arguments[0]):
         try:
             check(case, *arguments)
         except Exception as error:

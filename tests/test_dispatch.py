@@ -6,9 +6,12 @@ import asyncio
 import contextvars
 import gc
 import json
+import os
+import subprocess
+import sys
 import threading
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import checks
@@ -19,11 +22,14 @@ from cases import CASES, Case
 import cnnfast
 from cnnfast import compiled, dispatch
 
-X, W = np.ones((1, 2, 5, 6)), np.ones((3, 2, 2, 3))
+# Of the engine's convolutions only "gemm" is for this one.
+X, W = np.ones((1, 9, 5, 6)), np.ones((3, 9, 2, 3))
 
-needs_cython = pytest.mark.skipif(
-    compiled.cython_missing() is not None, reason=str(compiled.cython_missing())
-)
+# One of which any of several might be fastest.
+X3, W3 = (8, 64, 32, 32), (64, 64, 3, 3)
+
+_MISSING = compiled.cython_missing() or compiled.engine_missing()
+needs_compiled = pytest.mark.skipif(_MISSING is not None, reason=str(_MISSING))
 
 
 def ran_by(call: Callable[[], Any]) -> str:
@@ -52,15 +58,18 @@ def test_methods(op: str) -> None:
 def test_methods_by_name() -> None:
     """There may be more, but these stand in this order."""
     orders = {
-        ("im2col", "portable", "toeplitz", "naive"): ("conv1d", "conv2d_backward"),
-        ("im2col", "portable", "naive"): ("conv_transpose2d", "conv_transpose1d_backward"),
-        ("cython", "portable", "naive"): ("max_pool2d", "avg_pool1d_backward", "col2im"),
-        ("engine", "portable", "naive"): ("relu", "relu_backward"),
-        ("portable", "naive"): ("linear", "cross_entropy", "sigmoid_backward"),
+        ("gemm", "im2col", "portable", "toeplitz", "naive"): ("conv1d", "conv2d_backward"),
+        ("winograd", "depthwise", "gemm", "portable"): ("conv2d", "conv_transpose2d_backward"),
+        ("depthwise", "gemm", "naive"): ("conv1d_backward", "conv_transpose1d"),
+        ("engine", "cython", "portable", "naive"): ("max_pool2d", "avg_pool1d_backward"),
+        ("cython", "portable", "naive"): ("col2im", "dilate1d"),
+        ("engine", "portable", "naive"): ("relu", "linear_backward"),
+        ("portable", "naive"): ("dropout", "mse_loss", "sigmoid_backward"),
     }
     for order, ops in orders.items():
         for op in ops:
             assert tuple(m for m in cnnfast.methods(op) if m in order) == order
+    assert "winograd" not in cnnfast.methods("conv1d")
 
 
 @pytest.mark.parametrize("op", ["conv3d", "", "methods", "conv2D", None, 3, ["conv2d"]])
@@ -72,12 +81,81 @@ def test_methods_of_no_operation(op: Any) -> None:
 # Precedence: the call, then `use`, then the environment, then auto
 
 
-@needs_cython
+@needs_compiled
 def test_auto_takes_the_first() -> None:
-    assert ran_by(conv) == "im2col"
-    assert ran_by(lambda: conv(method="auto")) == "im2col"
-    assert ran_by(lambda: cnnfast.max_pool2d(X, 2)) == "cython"
-    assert ran_by(lambda: cnnfast.sigmoid(X)) == "portable"
+    assert ran_by(conv) == "gemm"
+    assert ran_by(lambda: conv(method="auto")) == "gemm"
+    assert ran_by(lambda: cnnfast.max_pool2d(X, 2)) == "engine"
+    assert ran_by(lambda: cnnfast.im2col(X, 2)) == "cython"
+    assert ran_by(lambda: cnnfast.multi_margin_loss(X[0, 0], [0] * 5)) == "portable"
+
+
+@needs_compiled
+def test_auto_takes_the_fastest_convolution() -> None:
+    e = cnnfast.explain("conv2d", X3, W3, padding=1)
+    assert (e.method, e.reason) == ("winograd", "fastest by the cost model")
+    assert cnnfast.explain("conv2d", X3, W3, padding=1, stride=2).method == "gemm"
+    depthwise = cnnfast.explain("conv2d", X3, (64, 1, 3, 3), padding=1, groups=64)
+    assert depthwise.method == "depthwise"
+    assert cnnfast.explain("conv1d", (8, 64, 32), (64, 64, 3)).method == "gemm"
+
+
+@needs_compiled
+def test_gradients_may_take_two_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each product by the method that is best at it, and the result is that of the two."""
+    costs = {("gemm", "backward_input"): 1.0, ("winograd", "backward_weights"): 1.0}
+    monkeypatch.setattr(dispatch, "cost", lambda m, product, call: costs.get((m, product), 2.0))
+    rng = np.random.default_rng(0)
+    x, w, dy = (rng.normal(size=s) for s in ((2, 3, 6, 7), (4, 3, 3, 3), (2, 4, 6, 7)))
+    shapes = (dy, x, w, 1, 1)
+    with cnnfast.trace() as ran:
+        mixed = cnnfast.conv2d_backward(*shapes)
+    assert ran == [dispatch.Ran("conv2d_backward", "gemm+winograd")]
+    assert cnnfast.explain("conv2d_backward", *shapes).method == "gemm+winograd"
+    by_gemm = cnnfast.conv2d_backward(*shapes, method="gemm")
+    by_winograd = cnnfast.conv2d_backward(*shapes, method="winograd")
+    for a, b in zip(mixed, (by_gemm[0], by_winograd[1], by_gemm[2]), strict=True):
+        checks.assert_same(a, b, "gradients by two methods")
+
+
+@needs_compiled
+class TestWinogradCanBeSwitchedOff:
+    @pytest.fixture(autouse=True)
+    def _as_it_was(self) -> Iterator[None]:
+        yield
+        cnnfast.set_winograd(True)
+
+    def test_by_a_call(self) -> None:
+        cnnfast.set_winograd(False)
+        e = cnnfast.explain("conv2d", X3, W3, padding=1)
+        assert e.method == "gemm"
+        sentence = "it is switched off (cnnfast.set_winograd, CNNFAST_WINOGRAD)"
+        assert e.rejected["winograd"] == sentence
+        with pytest.raises(cnnfast.MethodError, match="it is switched off"):
+            cnnfast.explain("conv2d", X3, W3, padding=1, method="winograd")
+        cnnfast.set_winograd(True)
+        assert cnnfast.explain("conv2d", X3, W3, padding=1).method == "winograd"
+
+    @pytest.mark.parametrize("value", [2, None, "no", 0.5])
+    def test_only_by_a_bool(self, value: Any) -> None:
+        with pytest.raises(TypeError, match=r"^set_winograd: allowed must be"):
+            cnnfast.set_winograd(value)
+        assert cnnfast.explain("conv2d", X3, W3, padding=1).method == "winograd"
+
+    @pytest.mark.parametrize(
+        ("value", "method"),
+        [("0", "gemm"), ("false", "gemm"), (" off ", "gemm"), ("", "winograd"), ("1", "winograd")],
+    )
+    def test_by_the_environment(self, value: str, method: str) -> None:
+        ask = f"import cnnfast; print(cnnfast.explain('conv2d', {X3}, {W3}, padding=1).method)"
+        found = subprocess.run(
+            [sys.executable, "-c", ask],
+            env={**os.environ, "CNNFAST_WINOGRAD": value},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert found.stdout.strip() == method
 
 
 def test_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,20 +173,20 @@ def test_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ran_by(conv) == cnnfast.explain("conv2d", X, W).method
 
 
-@needs_cython
+@needs_compiled
 def test_environment_may_be_empty_or_auto(monkeypatch: pytest.MonkeyPatch) -> None:
     for value in ("", "auto"):
         monkeypatch.setenv("CNNFAST_METHOD", value)
         dispatch.forget()
-        assert ran_by(conv) == "im2col"
+        assert ran_by(conv) == "gemm"
 
 
-@needs_cython
+@needs_compiled
 def test_use_auto_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CNNFAST_METHOD", "naive")
     dispatch.forget()
     with cnnfast.use("toeplitz"), cnnfast.use("auto"):
-        assert ran_by(conv) == "im2col"
+        assert ran_by(conv) == "gemm"
     assert ran_by(conv) == "naive"
 
 
@@ -121,22 +199,22 @@ def test_use_nests() -> None:
         assert ran_by(conv) == "naive"
 
 
-@needs_cython
+@needs_compiled
 def test_use_ends_with_an_error() -> None:
     with pytest.raises(KeyError), cnnfast.use("naive"):
         raise KeyError
-    assert ran_by(conv) == "im2col"
+    assert ran_by(conv) == "gemm"
 
 
-@needs_cython
+@needs_compiled
 def test_use_leaves_alone_what_has_no_such_method() -> None:
     with cnnfast.use("toeplitz"):
-        assert ran_by(lambda: cnnfast.max_pool2d(X, 2)) == "cython"
+        assert ran_by(lambda: cnnfast.max_pool2d(X, 2)) == "engine"
     with cnnfast.use("cython"):
-        assert ran_by(conv) == "im2col"
+        assert ran_by(conv) == "gemm"
 
 
-@needs_cython
+@needs_compiled
 def test_use_concerns_its_own_thread() -> None:
     entered, asked, answers = threading.Event(), threading.Event(), {}
 
@@ -152,10 +230,10 @@ def test_use_concerns_its_own_thread() -> None:
     answers["this"] = ran_by(conv)
     asked.set()
     thread.join(10)
-    assert answers == {"this": "im2col", "other": "naive"}
+    assert answers == {"this": "gemm", "other": "naive"}
 
 
-@needs_cython
+@needs_compiled
 def test_use_and_trace_are_not_seen_by_a_new_thread() -> None:
     answers = []
 
@@ -168,11 +246,11 @@ def test_use_and_trace_are_not_seen_by_a_new_thread() -> None:
         thread = threading.Thread(target=contextvars.Context().run, args=(ask,))
         thread.start()
         thread.join(10)
-    assert answers == ["im2col"]
+    assert answers == ["gemm"]
     assert ran == []
 
 
-@needs_cython
+@needs_compiled
 def test_use_concerns_its_own_task() -> None:
     async def task(name: str, seen: dict[str, str]) -> None:
         with cnnfast.use(name):
@@ -214,13 +292,15 @@ def test_trace_records_nothing_that_failed() -> None:
 
 
 def test_unknown_method_in_a_call() -> None:
-    with pytest.raises(ValueError, match="conv2d: there is no method 'fast'; there are auto, im2c"):
+    with pytest.raises(
+        ValueError, match="conv2d: there is no method 'fast'; there are auto, gemm, "
+    ):
         conv(method="fast")
 
 
 def test_method_of_another_operation() -> None:
     with pytest.raises(
-        ValueError, match="conv2d: has no method 'cython'; it has im2col, portable, toeplitz, naive"
+        ValueError, match=r"conv2d: has no method 'cython'; it has winograd, .*, toeplitz, naive"
     ):
         conv(method="cython")
 
@@ -232,7 +312,7 @@ def test_method_that_is_no_name(method: Any) -> None:
 
 
 def test_unknown_method_in_use() -> None:
-    sentence = "use: there is no method 'fast'; there are auto, im2col"
+    sentence = "use: there is no method 'fast'; there are auto, gemm, "
     with pytest.raises(ValueError, match=sentence), cnnfast.use("fast"):
         pass
 
@@ -293,7 +373,8 @@ def test_portable_serves_everything_without_compiled_code(op: str, nothing_compi
     assert ran_by(lambda: getattr(cnnfast, op)(**case.arguments())) == "portable"
     explanation = cnnfast.explain(op, **case.arguments())
     assert explanation.method == "portable"
-    for name in {"im2col", "cython", "engine"} & set(cnnfast.methods(op)):
+    compiled_ones = {"im2col", "cython", *checks.ENGINE} & set(cnnfast.methods(op))
+    for name in compiled_ones - set(checks.SOME):
         assert explanation.rejected[name] == nothing_compiled
         with pytest.raises(cnnfast.MethodError, match=f"{op}: .*{nothing_compiled}"):
             getattr(cnnfast, op)(**case.arguments(), method=name)
@@ -363,14 +444,16 @@ def test_explain_counts_large_calls_exactly() -> None:
     assert e.bytes == 4 * (2 * 4096 * 512 * 224 * 224 + 512 * 512 * 9)
 
 
-@needs_cython
+@needs_compiled
 def test_explain_says_why() -> None:
     e = cnnfast.explain("conv2d", X, W)
-    assert e.method == "im2col"
+    assert e.method == "gemm"
     assert "first in order of preference" in e.reason
-    assert set(e.rejected) == set(cnnfast.methods("conv2d")) - {"im2col"}
-    for sentence in e.rejected.values():
-        assert "could serve" in sentence and "im2col" in sentence
+    assert set(e.rejected) == set(cnnfast.methods("conv2d")) - {"gemm"}
+    assert e.rejected["winograd"].startswith("it is for 3x3 windows")
+    assert e.rejected["depthwise"] == "it is for one channel per group, not 9"
+    for name in set(e.rejected) - set(checks.SOME):
+        assert "could serve" in e.rejected[name] and "gemm" in e.rejected[name]
     forced = cnnfast.explain("conv2d", X, W, method="naive")
     assert forced.method == "naive" and "forced by method='naive'" in forced.reason
     with cnnfast.use("portable"):
@@ -389,7 +472,7 @@ def test_explain_prints() -> None:
 def test_explain_agrees_with_what_runs(op: str) -> None:
     for case in CASES[op][:2]:
         for method in (*cnnfast.methods(op), "auto"):
-            if checks.unavailable(method):
+            if checks.unavailable(method) or not checks.serves(case, method):
                 continue
             arguments = case.arguments()
             before = {k: v.copy() for k, v in arguments.items() if isinstance(v, np.ndarray)}
@@ -454,6 +537,15 @@ def _peak(case: Case, method: str, arguments: dict[str, Any]) -> int:
         tracemalloc.stop()
 
 
+def _scratch(case: Case, method: str, arguments: dict[str, Any]) -> int:
+    """Bytes that a call took from the engine's own memory, and gave back, beside its results."""
+    engine = compiled.engine()
+    engine.release()
+    result = getattr(cnnfast, case.op)(**arguments, method=method)
+    assert result is not None
+    return int(engine.memory()["kept"])
+
+
 _LARGE = [
     Case("conv2d", "large", {"x": (2, 16, 64, 64), "w": (8, 16, 5, 5)}, {"padding": 2}),
     Case("conv2d", "many images", {"x": (32, 4, 32, 32), "w": (8, 4, 3, 3)}, {"padding": 1}),
@@ -486,11 +578,66 @@ _LARGE = [
 def test_workspace_is_what_explain_says(case: Case) -> None:
     arguments = case.arguments(np.float32)
     for method in cnnfast.methods(case.op):
-        if method == "naive" or checks.unavailable(method):
+        if method == "naive" or checks.unavailable(method) or not checks.serves(case, method):
+            continue
+        if method in checks.ENGINE:
             continue
         said = cnnfast.explain(case.op, **arguments, method=method).workspace
         peak = _peak(case, method, arguments)
         assert peak <= said + 100_000, f"{method}: {peak} bytes, explain says {said}"
+
+
+_BIG = [
+    *_LARGE,
+    Case("conv2d", "wide", {"x": (1, 256, 60, 60), "w": (256, 256, 3, 3)}, {"padding": 1}),
+    Case("conv2d", "large kernel", {"x": (2, 64, 40, 40), "w": (32, 64, 11, 11)}, {"padding": 5}),
+    Case(
+        "conv2d",
+        "depthwise",
+        {"x": (2, 128, 90, 90), "w": (128, 1, 3, 3)},
+        {"padding": 1, "groups": 128},
+    ),
+    *(
+        Case(
+            "conv2d_backward",
+            f"wide, by {needs}",
+            {"dy": (1, 256, 40, 40), "x": (1, 256, 40, 40), "w": (256, 256, 3, 3)},
+            {"padding": 1, "needs": needs},
+        )
+        for needs in "xw"
+    ),
+    Case("linear", "large", {"x": (300, 2000), "w": (500, 2000)}),
+    *(
+        Case(
+            "linear_backward",
+            f"large, by {needs}",
+            {"dy": (300, 500), "x": (300, 2000), "w": (500, 2000)},
+            {"needs": needs},
+        )
+        for needs in "xw"
+    ),
+]
+
+
+@needs_compiled
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("case", _BIG, ids=str)
+def test_the_engine_s_workspace_is_bounded_and_what_explain_says(case: Case, threads: int) -> None:
+    arguments = case.arguments(np.float32)
+    methods = [m for m in cnnfast.methods(case.op) if m in checks.ENGINE]
+    methods = [m for m in methods if checks.serves(case, m)]
+    with cnnfast.threads(threads):
+        for method in methods:
+            said = cnnfast.explain(case.op, **arguments, method=method).workspace
+            assert said <= (16 + 8 * threads) << 20, method
+            taken = _scratch(case, method, arguments)
+            # Of two products each may leave a block that does not suit the other.
+            products = len(set(case.options.get("needs", "xwb")) & set("xw"))
+            blocks = products if case.op.endswith("backward") else 1
+            assert taken <= blocks * said + 100_000, f"{method}: {taken} bytes, explain says {said}"
+            if method in checks.ENGINE[:-1]:
+                assert _peak(case, method, arguments) <= 100_000, method
+    assert methods or case.op == "subsample2d"
 
 
 @pytest.mark.parametrize("op", ["conv2d", "conv2d_backward", "conv_transpose2d"])

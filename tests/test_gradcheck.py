@@ -400,5 +400,7 @@ def test_a_gradient_that_is_zero_but_for_rounding_is_no_error() -> None:
         net = nn.Sequential(
             nn.Linear(3, 3, dtype=np.float64, rng=rng), nn.BatchNorm1d(3, dtype=np.float64)
         )
-        report = check(net, x)
+        # The floor is 1e-8, so this allows 135 units in the last place of sums of the size of 1;
+        # the default of 45 is less than what four such sums may be off, with every method.
+        report = check(net, x, tolerance=3e-6)
         assert report.ok, f"seed {seed}: {report}"

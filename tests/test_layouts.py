@@ -15,10 +15,10 @@ import cnnfast
 
 # A few elements, so that the layouts differ, but every option counts: these stand for all.
 _CHOSEN = {
-    "conv1d": ["groups", "pair"],
-    "conv2d": ["groups", "pairs, stride, dilation", "one tap", "depthwise"],
-    "conv_transpose1d": ["groups", "pair"],
-    "conv_transpose2d": ["groups", "output padding", "one tap"],
+    "conv1d": ["groups", "pair", "depthwise"],
+    "conv2d": ["groups", "pairs, stride, dilation", "one tap", "depthwise", "tiles, groups"],
+    "conv_transpose1d": ["groups", "pair", "depthwise"],
+    "conv_transpose2d": ["groups", "output padding", "one tap", "depthwise", "tiles, groups"],
     "im2col": ["pairs", "rectangles"],
     "col2im": ["pairs", "rectangles"],
     "max_pool1d": ["overlap", "overlap, values alone"],
@@ -150,7 +150,7 @@ def test_repeated_memory(op: str, method: str) -> None:
             return value
         return np.broadcast_to(value[:1], value.shape)
 
-    for case in _cases(op):
+    for case in checks.served(_cases(op), method):
         arguments = {name: layout(name, value) for name, value in case.arguments().items()}
         own = {
             name: value.copy() if isinstance(value, np.ndarray) else value
@@ -159,7 +159,8 @@ def test_repeated_memory(op: str, method: str) -> None:
         own.update({k: v.copy() for k, v in arguments.items() if isinstance(v, np.ndarray)})
         shared = checks.run(case, method, arguments)
         copied = checks.run(case, method, own)
-        for k, (a, b, scale) in enumerate(zip(shared, copied, checks.scales(case), strict=True)):
+        bounds = checks.scales(case, method)
+        for k, (a, b, scale) in enumerate(zip(shared, copied, bounds, strict=True)):
             if a is not None:
                 # The bound is for other values of the same size; ten times it is still tight.
                 scale = 10 * (1 + np.max(scale, initial=0))

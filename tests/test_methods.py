@@ -20,15 +20,24 @@ _GRADIENTS = {
 }
 
 _SMALL = {
-    "conv1d_backward": ["pair", "groups", "dilation", "same, even kernel, dilation"],
+    "conv1d_backward": ["pair", "groups", "dilation", "same, even kernel, dilation", "depthwise"],
     "conv2d_backward": [
         "rectangles",
         "pairs, stride, dilation",
         "groups, stride, dilation",
         "stride over kernel",
+        "tiles 2 x 2",
+        "tiles in much padding",
+        "depthwise, two each",
     ],
-    "conv_transpose1d_backward": ["pair", "groups", "stride over kernel"],
-    "conv_transpose2d_backward": ["output padding", "dilation, stride, padding", "groups"],
+    "conv_transpose1d_backward": ["pair", "groups", "stride over kernel", "depthwise"],
+    "conv_transpose2d_backward": [
+        "output padding",
+        "dilation, stride, padding",
+        "groups",
+        "depthwise",
+        "tiles 3 x 4",
+    ],
     "max_pool1d_backward": ["overlap", "dilation"],
     "max_pool2d_backward": ["overlap", "pairs, ceil", "dilation, padding, ceil"],
     "avg_pool1d_backward": ["pair", "padding counts not, ceil"],
@@ -74,6 +83,20 @@ def test_table_has_every_kind() -> None:
             assert any(x[2] != x[3] and w[2] != w[3] for x, w in shapes)
 
 
+# The methods that are for some convolutions only, and how many cases they must find at least.
+_ENOUGH = {"winograd": 9, "depthwise": 3, "direct": 15}
+
+
+def test_methods_for_some_calls_have_enough_cases() -> None:
+    assert set(_ENOUGH) == set(checks.SOME)
+    for op, cases in CASES.items():
+        for method in cnnfast.methods(op):
+            if not checks.unavailable(method):
+                found = len(checks.served(cases, method))
+                enough = _ENOUGH.get(method, len(cases))
+                assert found >= enough, f"{op}: {found} cases for {method}"
+
+
 @pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: np.dtype(dtype).name)
 @pytest.mark.parametrize(("op", "method"), by_method())
 def test_agrees_with_naive(op: str, method: str, dtype: Any) -> None:
@@ -82,7 +105,8 @@ def test_agrees_with_naive(op: str, method: str, dtype: Any) -> None:
 
 @pytest.mark.parametrize(("op", "method"), by_method())
 def test_same_bits_in_every_run(op: str, method: str) -> None:
-    sizes = {case: sum(map(np.prod, case.shapes.values())) for case in CASES[op]}
+    cases = checks.served(CASES[op], method)
+    sizes = {case: sum(map(np.prod, case.shapes.values())) for case in cases}
     for case in sorted(sizes, key=sizes.__getitem__)[-3:]:
         for dtype in FLOATS:
             first = checks.run(case, method, case.arguments(dtype))
@@ -122,7 +146,9 @@ def _forward(op: str, case: Case, arguments: dict[str, Any]) -> tuple[str, dict[
 @pytest.mark.parametrize(("op", "method"), by_method(*_GRADIENTS, "col2im"))
 def test_gradients_are_those_of_the_forward_pass(op: str, method: str) -> None:
     """``sum(dy * forward(x))`` differentiated by central differences."""
-    for case in _small(op):
+    cases = [case for case in _small(op) if checks.serves(case, method)]
+    assert cases, "no case for this method"
+    for case in cases:
         arguments = case.arguments()
         name, given = _forward(op, case, arguments)
         dy = arguments["cols" if op == "col2im" else "dy"]

@@ -12,14 +12,21 @@ import pytest
 from cnnfast import nn
 from cnnfast.gradcheck import numeric_gradient, rel_error
 from cnnfast.models import (
+    BasicBlock,
     Classifier,
     DeepConvNet,
     DistributedScanningMLP,
+    InvertedResidual,
+    ReLU6,
     SimpleCNN1d,
     SimpleScanningMLP,
     ThreeLayerConvNet,
+    cifar_resnet,
+    mobilenet_v2,
+    resnet18,
     small_cnn,
 )
+from cnnfast.training import SGD
 
 F64 = np.float64
 
@@ -357,6 +364,198 @@ def test_small_cnn_fits_its_images(
         np.testing.assert_array_equal(a, b)
 
 
+# --- residual networks and MobileNetV2
+
+
+def shake(network: nn.Layer) -> None:
+    """Give batch norm statistics and weights that show, and that keep ReLUs off their kink."""
+    draw = rng(5)
+    for _, layer in network.named_layers():
+        if isinstance(layer, nn.BatchNorm2d):
+            C = layer.num_features
+            layer.weight, layer.bias = draw.uniform(0.5, 1.5, C), draw.normal(size=C)
+            layer.running_mean, layer.running_var = draw.normal(size=C), draw.uniform(0.5, 2, C)
+
+
+BLOCKS: dict[str, Callable[[], nn.Layer]] = {
+    "basic": lambda: BasicBlock(3, 3, dtype=F64, rng=rng()),
+    "basic, stride 2": lambda: BasicBlock(3, 4, 2, dtype=F64, rng=rng()),
+    "inverted": lambda: InvertedResidual(3, 3, 1, 2, dtype=F64, rng=rng()),
+    "inverted, stride 2": lambda: InvertedResidual(3, 4, 2, 2, dtype=F64, rng=rng()),
+    "inverted, no expansion": lambda: InvertedResidual(3, 2, 1, 1, dtype=F64, rng=rng()),
+    "relu6": ReLU6,
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_blocks_have_the_gradients_of_what_they_compute(name: str, training: bool) -> None:
+    block = BLOCKS[name]().train(training)
+    shake(block)
+    x = 4 * rng(1).normal(size=(2, 3, 5, 4))
+    dy = rng(2).normal(size=block(x).shape)
+    kept = x.copy()
+    block(x)
+    dx = block.backward(dy.copy())
+    np.testing.assert_array_equal(x, kept)
+    grads = {key: g.copy() for key, g in block.grads.items()}
+    assert list(grads) == list(block.params)
+    for array, grad in [(x, dx), *((block.params[key], grads[key]) for key in grads)]:
+        slope = numeric_gradient(lambda _: float(np.vdot(block(x), dy)), array, h=1e-6)
+        scale = max(np.abs(slope).max(), 1e-3)
+        assert not np.abs(grad - slope).max() > 1e-5 * scale
+
+
+@pytest.mark.parametrize("name", [name for name in BLOCKS if name != "relu6"])
+def test_blocks_may_leave_the_gradient_by_their_input_out(name: str) -> None:
+    block = BLOCKS[name]()
+    x = rng(1).normal(size=(2, 3, 5, 4))
+    block.backward(np.ones_like(block(x)))
+    grads = {key: g.copy() for key, g in block.grads.items()}
+    block.needs_input_grad = False
+    assert block.backward(np.ones_like(block(x))) is None
+    for key, grad in block.grads.items():
+        np.testing.assert_allclose(grad, grads[key], rtol=1e-10, atol=1e-12)
+
+
+def torch_basic_block(torch: Any, C: int, F: int, stride: int) -> Any:
+    class Block(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            conv = torch.nn.Conv2d
+            self.conv1 = conv(C, F, 3, stride, 1, bias=False)
+            self.bn1 = torch.nn.BatchNorm2d(F)
+            self.conv2 = conv(F, F, 3, 1, 1, bias=False)
+            self.bn2 = torch.nn.BatchNorm2d(F)
+            self.downsample = None
+            if stride != 1 or C != F:
+                self.downsample = torch.nn.Sequential(
+                    conv(C, F, 1, stride, bias=False), torch.nn.BatchNorm2d(F)
+                )
+
+        def forward(self, x: Any) -> Any:
+            y = torch.relu(self.bn1(self.conv1(x)))
+            y = self.bn2(self.conv2(y))
+            return torch.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+    return Block()
+
+
+def torch_resnet18(torch: Any) -> Any:
+    net = torch.nn.Sequential()
+    net.add_module("conv1", torch.nn.Conv2d(3, 64, 7, 2, 3, bias=False))
+    net.add_module("bn1", torch.nn.BatchNorm2d(64))
+    net.add_module("relu", torch.nn.ReLU())
+    net.add_module("maxpool", torch.nn.MaxPool2d(3, 2, 1))
+    C = 64
+    for number, F in enumerate((64, 128, 256, 512), 1):
+        first = torch_basic_block(torch, C, F, 1 if number == 1 else 2)
+        stage = torch.nn.Sequential(first, torch_basic_block(torch, F, F, 1))
+        net.add_module(f"layer{number}", stage)
+        C = F
+    net.add_module("avgpool", torch.nn.AdaptiveAvgPool2d((1, 1)))
+    net.add_module("flatten", torch.nn.Flatten())
+    net.add_module("fc", torch.nn.Linear(512, 1000))
+    return net
+
+
+def torch_mobilenet_v2(torch: Any) -> Any:
+    def conv_norm(C: int, F: int, k: int, stride: int = 1, groups: int = 1) -> Any:
+        return torch.nn.Sequential(
+            torch.nn.Conv2d(C, F, k, stride, (k - 1) // 2, groups=groups, bias=False),
+            torch.nn.BatchNorm2d(F),
+            torch.nn.ReLU6(),
+        )
+
+    class Inverted(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self, C: int, F: int, stride: int, expansion: int) -> None:
+            super().__init__()
+            hidden = C * expansion
+            self.add = stride == 1 and C == F
+            layers = [] if expansion == 1 else [conv_norm(C, hidden, 1)]
+            layers += [
+                conv_norm(hidden, hidden, 3, stride, hidden),
+                torch.nn.Conv2d(hidden, F, 1, bias=False),
+                torch.nn.BatchNorm2d(F),
+            ]
+            self.conv = torch.nn.Sequential(*layers)
+
+        def forward(self, x: Any) -> Any:
+            return x + self.conv(x) if self.add else self.conv(x)
+
+    plan = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1)]
+    plan += [(6, 160, 3, 2), (6, 320, 1, 1)]
+    features, C = [conv_norm(3, 32, 3, 2)], 32
+    for t, F, n, s in plan:
+        for i in range(n):
+            features.append(Inverted(C, F, s if i == 0 else 1, t))
+            C = F
+    features.append(conv_norm(320, 1280, 1))
+    net = torch.nn.Sequential()
+    net.add_module("features", torch.nn.Sequential(*features))
+    net.add_module("avgpool", torch.nn.AdaptiveAvgPool2d(1))
+    net.add_module("flatten", torch.nn.Flatten())
+    classifier = torch.nn.Sequential(torch.nn.Dropout(0.2), torch.nn.Linear(1280, 1000))
+    net.add_module("classifier", classifier)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("make", "torch_make"),
+    [(resnet18, torch_resnet18), (mobilenet_v2, torch_mobilenet_v2)],
+    ids=["resnet18", "mobilenet_v2"],
+)
+def test_the_same_large_network_in_pytorch(
+    make: Callable[..., nn.Sequential], torch_make: Callable[[Any], Any]
+) -> None:
+    torch = pytest.importorskip("torch")
+    network, peer = make(dtype=F64, rng=rng()), torch_make(torch).double()
+    shake(network)
+    assert list(network.state_dict()) == list(peer.state_dict())
+    peer.load_state_dict({key: torch.from_numpy(a) for key, a in network.state_dict().items()})
+    x = rng(1).normal(size=(2, 3, 45, 33))
+    with torch.no_grad():
+        expected = peer.eval()(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(
+        network.eval()(x), expected, rtol=0, atol=1e-11 * np.abs(expected).max()
+    )
+    # And back: a state dict of PyTorch's loads as it is.
+    fresh = make(dtype=F64, rng=rng(9)).eval()
+    fresh.load_state_dict(peer.state_dict())
+    np.testing.assert_array_equal(fresh(x), network(x))
+
+
+def test_residual_networks_learn() -> None:
+    net = cifar_resnet(8, 4, in_channels=2, rng=rng())
+    X, y = rng(1).normal(size=(8, 2, 12, 12)).astype(np.float32), np.arange(8) % 4
+    loss, sgd = nn.CrossEntropyLoss(), SGD(net.params, lr=0.1, momentum=0.9)
+    net.needs_input_grad = False
+    first = loss(net(X), y)
+    for _ in range(15):
+        loss(net(X), y)
+        assert net.backward(loss.backward()) is None
+        sgd.step(net.grads)
+    assert loss(net(X), y) < first / 4
+
+
+def test_depths_and_starts_of_residual_networks() -> None:
+    for depth in (8, 20):
+        layers = [layer for _, layer in cifar_resnet(depth, rng=rng()).named_layers()]
+        weighted = [
+            layer
+            for layer in layers
+            if isinstance(layer, nn.Linear)
+            or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3))
+        ]
+        assert len(weighted) == depth
+    one, two, other = (cifar_resnet(8, rng=rng(seed)).params for seed in (0, 0, 1))
+    for key, a in one.items():
+        np.testing.assert_array_equal(a, two[key])
+    assert (one["conv1.weight"] != other["conv1.weight"]).any()
+    spread = resnet18(rng=rng()).params["layer3.0.conv1.weight"].std()
+    assert spread == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.01)  # fan_out
+
+
 # --- bad arguments
 
 
@@ -384,6 +583,8 @@ def test_small_cnn_fits_its_images(
             r"kernel_sizes\[1\] is 9, longer th",
         ),
         (lambda: small_cnn((8, 8)), r"small_cnn: input_shape must be \(C, H, W\)"),
+        (lambda: cifar_resnet(18), "cifar_resnet: depth must be 6n . 2, such as 8 or 20, not 18"),
+        (lambda: cifar_resnet(2), "cifar_resnet: depth must be 6n . 2"),
     ],
 )
 def test_bad_arguments_are_named(make: Callable[[], Any], says: str) -> None:

@@ -309,6 +309,66 @@ class DivisionForgotten(_Wrong):
         return np.where(mask, x, 0.0)
 
 
+class _WrongWinograd(Portable):
+    """The portable method under Winograd's name, whose bound it is then held to."""
+
+    name = "winograd"
+
+    def supports(self, call: Any) -> str | None:
+        g = call.geometry
+        same = (g.KH, g.KW, g.stride, g.dilation) == (3, 3, (1, 1), (1, 1))
+        return None if same else "it is for 3x3 windows at stride 1, undilated"
+
+
+class LastTileShort(_WrongWinograd):
+    """Tiles of four rows whose last row is not written where the image ends in the fourth."""
+
+    def forward(self, g: Any, x: Any, w: Any) -> Any:
+        y = super().forward(g, x, w)
+        if g.OH % 4 == 0:
+            y[:, :, 3::4] = 0
+        return y
+
+
+class TileShifted(_WrongWinograd):
+    """Where images are wider than a tile, those after the first begin one pixel too early."""
+
+    def forward(self, g: Any, x: Any, w: Any) -> Any:
+        y = super().forward(g, x, w)
+        y[..., 4:] = y[..., 3:-1].copy()
+        return y
+
+
+class HalfPrecision(_WrongWinograd):
+    """Weights transformed in half precision."""
+
+    def forward(self, g: Any, x: Any, w: Any) -> Any:
+        with np.errstate(all="ignore"):
+            return super().forward(g, x, w.astype(np.float16).astype(w.dtype))
+
+
+class LastTapDropped(_WrongWinograd):
+    def backward_weights(self, g: Any, dy: Any, x: Any) -> Any:
+        dw = super().backward_weights(g, dy, x)
+        dw[..., -1, -1] = 0
+        return dw
+
+
+class EdgeOfGradientDropped(_WrongWinograd):
+    """The gradient of the pixels that only the last tiles reach."""
+
+    def backward_input(self, g: Any, dy: Any, w: Any) -> Any:
+        dx = super().backward_input(g, dy, w)
+        dx[..., -1] = 0
+        return dx
+
+
+class SinglePrecisionTiles(_WrongWinograd):
+    def forward(self, g: Any, x: Any, w: Any) -> Any:
+        y = super().forward(g, x.astype(np.float32), w.astype(np.float32))
+        return y.astype(x.dtype)
+
+
 def _last_block_dropped(patch: Patch) -> None:
     install(patch, "", "")
     blocks = im2col_method._blocks
@@ -345,8 +405,9 @@ def _kernel(name: str, op: str, *faults: str, method: str = "cython") -> Iterato
         )
 
 
-def _method(made: type[_Wrong], op: str, caught: str = "elements are wrong") -> Mutant:
-    return Mutant(made.__name__, lambda patch: replace(patch, made()), op, "portable", caught)
+def _method(made: type[Portable], op: str, caught: str = "elements are wrong") -> Mutant:
+    name = f"{made.__name__} in {op}"
+    return Mutant(name, lambda patch: replace(patch, made()), op, made.name, caught)
 
 
 _WINDOW = (
@@ -407,6 +468,13 @@ MUTANTS = [
     _method(ReturnsView, "subsample2d", "not in C order|shares memory with x"),
     _method(OutputUnwritten, "conv2d"),
     _method(BiasForgotten, "conv2d"),
+    _method(LastTileShort, "conv2d"),
+    _method(TileShifted, "conv2d"),
+    _method(HalfPrecision, "conv2d"),
+    _method(SinglePrecisionTiles, "conv2d"),
+    _method(LastTapDropped, "conv2d_backward"),
+    _method(EdgeOfGradientDropped, "conv2d_backward"),
+    _method(EdgeOfGradientDropped, "conv_transpose2d"),
     _method(NeedsIgnored, "conv2d_backward", "expected None"),
     _method(FirstImageOnly, "conv2d_backward"),
     _method(RunningVarianceBiased, "batch_norm"),
@@ -466,6 +534,14 @@ def test_method_without_a_fault_passes(op: str, monkeypatch: pytest.MonkeyPatch)
     for dtype in FLOATS:
         checks.check_all(CASES[op], "portable", dtype)
         checks.check_all(CASES[op], "portable", dtype, _layout_fortran)
+
+
+@pytest.mark.parametrize("op", ["conv2d", "conv2d_backward", "conv_transpose2d"])
+def test_direct_sums_pass_as_winograd(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parent of those that are spoilt under this name."""
+    replace(monkeypatch, _WrongWinograd())
+    for dtype in FLOATS:
+        checks.check_all(CASES[op], "winograd", dtype)
 
 
 def test_numeric_gradients_notice_a_wrong_sign(rng: np.random.Generator) -> None:

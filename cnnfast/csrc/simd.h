@@ -215,7 +215,9 @@ static inline void stream_fence(void)
 ALWAYS_INLINE void transpose(vec row[LANES_CONSTANT])
 {
 #ifdef HAS_SHUFFLE
+#pragma GCC unroll 4 /* without, GCC keeps 8 rows and more in memory */
     for (ptrdiff_t step = LANES / 2; step; step /= 2) {
+#pragma GCC unroll 16
         for (ptrdiff_t i = 0; i < LANES; i++) {
             if (i & step)
                 continue;

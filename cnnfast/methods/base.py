@@ -18,12 +18,18 @@ Plan = Callable[[Arrays, Any], Any]
 
 @dataclass(frozen=True)
 class Call:
-    """What a method may know when it is asked whether it can serve."""
+    """What a method may know when it is asked whether it can serve.
+
+    `needs` are the gradients wanted of a convolution's, letters of "xwb". `prepared` says that its
+    weights come in the form that the kernel wants.
+    """
 
     op: str
     geometry: Geometry
     dtype: str
     device: str
+    needs: str = "xwb"
+    prepared: bool = False
 
 
 class Method:
@@ -101,6 +107,13 @@ def _add_bias(y: Any, b: Any) -> Any:
 
 def _sum_pixels(dy: Any) -> Any:
     return namespace(dy).sum(dy, axis=(0, 2, 3))
+
+
+def apart(places: Arrays | None, arrays: Arrays) -> bool:
+    """Whether results written to `places` one after the other leave all arguments as they are."""
+    return places is None or not any(
+        np.may_share_memory(place, a) for place in places if place is not None for a in arrays
+    )
 
 
 def contiguous(x: Any, shape: Shape | None = None) -> Any:

@@ -1,20 +1,28 @@
-"""The networks of the courses, built from `cnnfast.nn`, and a small one for everyday use."""
+"""Networks built from `cnnfast.nn`: the courses', two of torchvision's, and small ones."""
 
 from __future__ import annotations
 
 from cnnfast.models.classifier import Classifier
 from cnnfast.models.cnn1d import SimpleCNN1d
 from cnnfast.models.deep import DeepConvNet
+from cnnfast.models.mobilenet import InvertedResidual, ReLU6, mobilenet_v2
+from cnnfast.models.resnet import BasicBlock, cifar_resnet, resnet18
 from cnnfast.models.scanning import DistributedScanningMLP, SimpleScanningMLP
 from cnnfast.models.small import small_cnn
 from cnnfast.models.three_layer import ThreeLayerConvNet
 
 __all__ = [
+    "BasicBlock",
     "Classifier",
     "DeepConvNet",
     "DistributedScanningMLP",
+    "InvertedResidual",
+    "ReLU6",
     "SimpleCNN1d",
     "SimpleScanningMLP",
     "ThreeLayerConvNet",
+    "cifar_resnet",
+    "mobilenet_v2",
+    "resnet18",
     "small_cnn",
 ]

@@ -7,6 +7,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from cnnfast.nn import fusion
 from cnnfast.nn.layer import Array, Layer
 
 
@@ -61,6 +62,9 @@ class Sequential(Layer):
         for name, layer in named:
             self.add_layer(name, layer)
         _refuse_repeats(self)
+        self._steps: list[fusion.Step] = []
+        self._taken: list[fusion.Step] = []
+        self._fused_for: Any = None
 
     def append(self, layer: Layer) -> Sequential:
         """Put `layer` at the end. Returns the container."""
@@ -96,17 +100,30 @@ class Sequential(Layer):
                 return
 
     def forward(self, x: Array) -> Array:
-        for layer in self._layers.values():
-            x = layer.forward(x)
+        self._taken = self._in_steps()
+        for step in self._taken:
+            x = step.forward(x)
         return x
 
     def backward(self, dy: Array) -> Any:
         dx: Any = dy
-        for layer in reversed(self._layers.values()):
-            dx = layer.backward(dx)
+        for step in reversed(self._taken or self._in_steps()):
+            dx = step.backward(dx)
             if dx is None:
                 break
         return dx
+
+    def _in_steps(self) -> list[fusion.Step]:
+        """The layers, where neighbours that can be computed in one pass are one step."""
+        layers = tuple(self._layers.values())
+        modes = (self.training, *(layer.training for layer in layers))
+        if (layers, modes) != self._fused_for:
+            self._steps = fusion.steps(layers, self.training)
+            self._fused_for = layers, modes
+        return self._steps
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_steps": [], "_taken": [], "_fused_for": None}
 
 
 class Residual(Layer):

@@ -11,6 +11,7 @@ from cnnfast import functional as F
 from cnnfast.nn import init
 from cnnfast.nn.arguments import float_dtype, generator, method_name, paddings, sizes, whole
 from cnnfast.nn.layer import Array, Layer
+from cnnfast.nn.prepared import Prepared
 
 
 class _Convolution(Layer):
@@ -48,6 +49,7 @@ class _Convolution(Layer):
         self.dilation = sizes(me, "dilation", dilation, self._ndim, 1)
         self.groups = whole(me, "groups", groups, 1)
         self.method = method_name(me, type(self)._op.__name__, method)
+        self._prepared = Prepared()
         if padding_mode != "zeros":
             raise ValueError(f"{me}: padding_mode must be 'zeros', not {padding_mode!r}")
         for name in ("in_channels", "out_channels"):
@@ -76,19 +78,25 @@ class _Convolution(Layer):
             raise ValueError(f"{me}: padding='same' needs stride 1, not {self.stride}")
         return padding
 
-    def _arguments(self) -> tuple[Any, ...]:
+    @property
+    def sliding(self) -> tuple[Any, ...]:
         """What follows x, w, b in a call of the operation."""
         return self.stride, self.padding, self.dilation, self.groups
 
     def forward(self, x: Array) -> Array:
-        y: Array = type(self)._op(x, self.weight, self.bias, *self._arguments(), method=self.method)
+        y: Any = None
+        if not self.training and not self._transposed:
+            y = self._prepared.forward(x, self)
+        if y is None:
+            y = type(self)._op(x, self.weight, self.bias, *self.sliding, method=self.method)
         self._saved = x
-        return y
+        convolved: Array = y
+        return convolved
 
     def backward(self, dy: Array) -> Any:
         needs = "x" * self._needs_input_grad + "w" + "b" * (self.bias is not None)
         dx, dw, db = type(self)._op_backward(
-            dy, self._recall(), self.weight, *self._arguments(), needs=needs, method=self.method
+            dy, self._recall(), self.weight, *self.sliding, needs=needs, method=self.method
         )
         self._set_grads(weight=dw, bias=db)
         return dx
@@ -289,7 +297,8 @@ class _ConvTranspose(_Convolution):
                     f"{self.output_padding} with stride {self.stride}, dilation {self.dilation}"
                 )
 
-    def _arguments(self) -> tuple[Any, ...]:
+    @property
+    def sliding(self) -> tuple[Any, ...]:
         return self.stride, self.padding, self.output_padding, self.groups, self.dilation
 
     def extra_repr(self) -> str:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from cnnfast import functional as F
+from cnnfast import fused
 from cnnfast.nn.arguments import float_dtype, method_name, number, whole
 from cnnfast.nn.layer import Array, Layer
 
@@ -53,15 +54,7 @@ class _BatchNorm(Layer):
         self.add_buffer("num_batches_tracked", np.zeros((), np.int64) if track else None)
 
     def forward(self, x: Array) -> Array:
-        shape = np.shape(x)
-        if len(shape) not in self._ranks:
-            wanted = " or ".join(self._ranks.values())
-            raise ValueError(f"{type(self).__name__}: x must have shape {wanted}, not {shape}")
-        if shape[1] != self.num_features:
-            raise ValueError(
-                f"{type(self).__name__}: x must have {self.num_features} channels, "
-                f"not {shape[1]} (shape {shape})"
-            )
+        self._check(x)
         if self.training or self.running_mean is None or self.running_var is None:
             return self._forward_batch(x)
         y: Any = F.batch_norm(
@@ -78,14 +71,20 @@ class _BatchNorm(Layer):
         normalised: Array = y
         return normalised
 
+    def _check(self, x: Array) -> None:
+        shape = np.shape(x)
+        if len(shape) not in self._ranks:
+            wanted = " or ".join(self._ranks.values())
+            raise ValueError(f"{type(self).__name__}: x must have shape {wanted}, not {shape}")
+        if shape[1] != self.num_features:
+            raise ValueError(
+                f"{type(self).__name__}: x must have {self.num_features} channels, "
+                f"not {shape[1]} (shape {shape})"
+            )
+
     def _forward_batch(self, x: Array) -> Array:
         """Normalise by the batch's own statistics, and let the running ones follow if in use."""
-        update = self.training and self.track_running_stats
-        momentum = self.momentum
-        if momentum is None:
-            # Each batch weighs the same: the running statistics are their plain average so far.
-            seen = 0 if self.num_batches_tracked is None else int(self.num_batches_tracked)
-            momentum = 1 / (seen + 1)
+        update, momentum = self._following()
         y: Array
         y, mean, rstd = F.batch_norm(
             x,
@@ -99,10 +98,57 @@ class _BatchNorm(Layer):
             return_stats=True,
             method=self.method,
         )
-        if update and self.num_batches_tracked is not None:
-            self.num_batches_tracked += 1
+        self._followed(update)
         self._saved = x, mean, None, rstd
         return y
+
+    def forward_relu(self, x: Array) -> Any:
+        """In training: the output through a ReLU, in one pass; None if nothing can do that."""
+        self._check(x)
+        update, momentum = self._following()
+        results = fused.batch_norm_relu(
+            x,
+            self.running_mean if update else None,
+            self.running_var if update else None,
+            self.weight,
+            self.bias,
+            momentum,
+            self.eps,
+            self.method,
+        )
+        if results is None:
+            return None
+        self._followed(update)
+        y, mean, rstd = results
+        self._saved = x, mean, None, rstd
+        return y
+
+    def backward_relu(self, dy: Array) -> Any:
+        """`backward`, from the gradient by what `forward_relu` gave; None if nothing can."""
+        x, mean, var, rstd = self._recall()
+        if var is not None:
+            return None
+        gradients = fused.batch_norm_relu_backward(
+            dy, x, mean, rstd, self.weight, self.bias, self.method
+        )
+        if gradients is None:
+            return None
+        dx, dw, db = gradients
+        self._keep(dw, db)
+        return dx
+
+    def _following(self) -> tuple[bool, float]:
+        """Whether the running statistics follow this batch, and by how much."""
+        momentum = self.momentum
+        if momentum is None:
+            # Each batch weighs the same: the running statistics are their plain average so far.
+            seen = 0 if self.num_batches_tracked is None else int(self.num_batches_tracked)
+            momentum = 1 / (seen + 1)
+        return self.training and self.track_running_stats, momentum
+
+    def _followed(self, update: bool) -> None:
+        if update and self.num_batches_tracked is not None:
+            self.num_batches_tracked += 1
 
     def backward(self, dy: Array) -> Any:
         x, mean, var, rstd = self._recall()
@@ -110,11 +156,14 @@ class _BatchNorm(Layer):
             dx, dw, db = F.batch_norm_backward(dy, x, mean, rstd, self.weight, method=self.method)
         else:
             dx, dw, db = self._backward_running(dy, x, mean, var)
+        self._keep(dw, db)
+        return dx
+
+    def _keep(self, dw: Array, db: Array) -> None:
         if self.weight is not None:
             self._set_grads(weight=dw)
         if self.bias is not None:
             self._set_grads(bias=db)
-        return dx
 
     def _backward_running(
         self, dy: Array, x: Array, mean: Array, var: Array

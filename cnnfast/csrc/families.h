@@ -1,0 +1,44 @@
+/* The families of convolution kernels, by name. */
+#ifndef CNNFAST_FAMILIES_H
+#define CNNFAST_FAMILIES_H
+
+#include "conv.h"
+
+/* The products of one family. Each kernel returns 0, or -1 if there is no memory for its scratch,
+ * whose bytes the function next to it tells. pack() writes weights once for many forward passes,
+ * into packed() bytes; both are NULL in a family that has nothing to prepare. */
+struct family_f32 {
+    const char *name;
+    int (*forward)(const struct conv *g, const float *x, const float *w, const float *b, int relu,
+                   float *y, const float *packed, int threads);
+    size_t (*forward_scratch)(const struct conv *g, int threads);
+    int (*backward_input)(const struct conv *g, const float *dy, const float *w, const float *b,
+                          float *dx, int threads);
+    size_t (*backward_input_scratch)(const struct conv *g, int threads);
+    int (*backward_weights)(const struct conv *g, const float *dy, const float *x, float *dw,
+                            int threads);
+    size_t (*backward_weights_scratch)(const struct conv *g, int threads);
+    int (*pack)(const struct conv *g, const float *w, float *packed, int threads);
+    size_t (*packed)(const struct conv *g);
+};
+
+struct family_f64 {
+    const char *name;
+    int (*forward)(const struct conv *g, const double *x, const double *w, const double *b,
+                   int relu, double *y, const double *packed, int threads);
+    size_t (*forward_scratch)(const struct conv *g, int threads);
+    int (*backward_input)(const struct conv *g, const double *dy, const double *w,
+                          const double *b, double *dx, int threads);
+    size_t (*backward_input_scratch)(const struct conv *g, int threads);
+    int (*backward_weights)(const struct conv *g, const double *dy, const double *x, double *dw,
+                            int threads);
+    size_t (*backward_weights_scratch)(const struct conv *g, int threads);
+    int (*pack)(const struct conv *g, const double *w, double *packed, int threads);
+    size_t (*packed)(const struct conv *g);
+};
+
+/* NULL if there is none of that name. */
+const struct family_f32 *family_f32(const char *name);
+const struct family_f64 *family_f64(const char *name);
+
+#endif

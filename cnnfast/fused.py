@@ -1,0 +1,131 @@
+"""Operations in one pass with what follows them, for `cnnfast.nn`.
+
+A layer and the ReLU behind it can share one pass over memory, and a convolution whose weights stay
+as they are can keep them in the form that its kernel wants. Only the engine has such kernels: where
+the dispatcher would choose, or is told to take, anything else, the functions here return None and
+the caller computes one operation after the other.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from cnnfast import compiled, dispatch, geometry
+from cnnfast.geometry import Elements, Shape
+from cnnfast.methods.base import Call
+from cnnfast.methods.convolution import EngineConvolution
+
+_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def _plain(x: Any, dtype: Any = None) -> bool:
+    """Whether `x` is what kernels take as it is."""
+    wanted = _DTYPES if dtype is None else (dtype,)
+    return type(x) is np.ndarray and x.dtype in wanted and x.flags.c_contiguous
+
+
+def free(op: str, method: str) -> bool:
+    """Whether nothing speaks against the engine for an operation."""
+    return dispatch.forced(op, method)[0] in ("auto", "engine")
+
+
+def checksum(*arrays: Any) -> tuple[int, ...]:
+    """What tells whether any of the arrays has changed; None among them counts too."""
+    take = compiled.engine().checksum
+    return tuple(0 if a is None else take(np.ascontiguousarray(a)) for a in arrays)
+
+
+def convolution(
+    x: Any, w: Any, sliding: tuple[Any, ...], relu: bool, method: str, prepared: bool = False
+) -> Any:
+    """A plan of (x, w, b, packed) with the ReLU in it, or None.
+
+    `sliding` is stride, padding, dilation and groups; with `prepared` the weights will be given in
+    the form that the plan's `prepare` makes of them.
+    """
+    if not (_plain(x) and _plain(w, x.dtype)):
+        return None
+    op = "conv1d" if x.ndim == 3 else "conv2d"
+    forced = dispatch.forced(op, method)
+    key = (op, x.shape, w.shape, x.dtype.name, sliding, relu, prepared, forced[0])
+    return _convolution(*key, dispatch.generation())
+
+
+@lru_cache(maxsize=1024)
+def _convolution(
+    op: str,
+    x: Shape,
+    w: Shape,
+    dtype: str,
+    sliding: tuple[Any, ...],
+    relu: bool,
+    prepared: bool,
+    method: str,
+    generation: int,
+) -> Any:
+    g = geometry.convolution(op, len(x) - 2, x, w, *sliding)
+    chosen = dispatch.choose(Call(op, g, dtype, "cpu", prepared=prepared), method)
+    if not isinstance(chosen, EngineConvolution):
+        return None
+    shape = g.y_shape if len(x) == 4 else (g.N, g.F, g.OW)
+    plan = chosen.kernel("forward", g, dtype == "float64", shape, relu)
+    return Recorded(plan, "conv + relu" if relu else op, chosen.name)
+
+
+class Recorded:
+    """A plan that tells `cnnfast.trace` what it ran."""
+
+    def __init__(self, plan: Any, op: str, method: str) -> None:
+        self._plan, self._op, self._method = plan, op, method
+        self.prepare = getattr(plan, "prepare", None)
+
+    def __call__(self, arrays: tuple[Any, ...], out: Any = None) -> Any:
+        result = self._plan(arrays, out)
+        if result is not None:
+            dispatch.record(self._op, self._method)
+        return result
+
+
+def batch_norm_relu(
+    x: Any,
+    running_mean: Any,
+    running_var: Any,
+    weight: Any,
+    bias: Any,
+    momentum: float,
+    eps: float,
+    method: str,
+) -> Any:
+    """(y, mean, rstd) of a batch in training, with the ReLU in y; or None."""
+    arrays = (x, running_mean, running_var, weight, bias)
+    if not _plain(x) or not all(a is None or _plain(a, x.dtype) for a in arrays[1:]):
+        return None
+    if prod(x.shape) <= x.shape[1] or not _engine_serves("batch_norm", x, method):
+        return None
+    sizes = (x.shape[0], x.shape[1], prod(x.shape[2:]))
+    double = x.dtype == np.float64
+    plan = compiled.engine().BatchNorm(sizes, double, x.shape, True, momentum, eps, True, True)
+    return Recorded(plan, "batch_norm + relu", "engine")(arrays)
+
+
+def batch_norm_relu_backward(
+    dy: Any, x: Any, mean: Any, rstd: Any, weight: Any, bias: Any, method: str
+) -> Any:
+    """(dx, dweight, dbias) of `batch_norm_relu`; or None."""
+    arrays = (dy, x, mean, rstd, weight, bias)
+    if not all(a is None or _plain(a, x.dtype) for a in arrays) or dy.shape != x.shape:
+        return None
+    if not _engine_serves("batch_norm_backward", x, method):
+        return None
+    sizes = (x.shape[0], x.shape[1], prod(x.shape[2:]))
+    plan = compiled.engine().BatchNormBackward(sizes, x.dtype == np.float64, x.shape, True)
+    return Recorded(plan, "batch_norm + relu backward", "engine")(arrays)
+
+
+def _engine_serves(op: str, x: Any, method: str) -> bool:
+    call = Call(op, Elements(x.shape), x.dtype.name, "cpu")
+    return dispatch.choose(call, dispatch.forced(op, method)[0]).name == "engine"

@@ -1,0 +1,187 @@
+"""Neighbouring layers in one pass: which ones, and how.
+
+In inference a convolution, the batch normalisation behind it and the ReLU behind that are one
+convolution with other weights, kept in the form that the kernel wants until one of the arrays
+changes. In training a ReLU goes into the store of the convolution, or of the batch normalisation,
+in front of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from cnnfast import fused
+from cnnfast.nn.activation import ReLU
+from cnnfast.nn.conv import Conv1d, Conv2d
+from cnnfast.nn.layer import Array, Layer
+from cnnfast.nn.normalization import BatchNorm1d, BatchNorm2d
+from cnnfast.nn.prepared import Prepared
+
+_CONVOLUTIONS, _NORMS = (Conv1d, Conv2d), (BatchNorm1d, BatchNorm2d)
+
+
+class Step:
+    """Layers that follow each other, computed in one pass where that can be done.
+
+    What each layer remembers is what it would have by itself, so `backward` may go through the
+    layers one by one.
+    """
+
+    def __init__(self, *layers: Layer) -> None:
+        self.layers = layers
+
+    def forward(self, x: Array) -> Array:
+        y: Array | None = self.fused_forward(x)
+        if y is not None:
+            return y
+        for layer in self.layers:
+            x = layer.forward(x)
+        return x
+
+    def backward(self, dy: Array) -> Any:
+        dx = self.fused_backward(dy)
+        if dx is None:
+            dx = dy
+            for layer in reversed(self.layers):
+                dx = layer.backward(dx)
+                if dx is None:
+                    break
+        return dx
+
+    def fused_forward(self, x: Array) -> Any:
+        """The result of all layers, or None with nothing done."""
+        return None
+
+    def fused_backward(self, dy: Array) -> Any:
+        """The gradient by the input, or None with nothing done."""
+        return None
+
+
+class ConvolutionReLU(Step):
+    """In training: the ReLU in the store of the convolution."""
+
+    def fused_forward(self, x: Array) -> Any:
+        convolution, relu = self.layers
+        if not fused.free("relu", relu.method):
+            return None
+        plan = fused.convolution(
+            x, convolution.weight, convolution.sliding, True, convolution.method
+        )
+        y = None if plan is None else plan((x, convolution.weight, convolution.bias))
+        if y is not None:
+            # A ReLU's output is positive where its input is, which is all that backward asks.
+            convolution._saved, relu._saved = x, y
+        return y
+
+
+class BatchNormReLU(Step):
+    """In training: the ReLU in the second pass of the batch normalisation, and back."""
+
+    def fused_forward(self, x: Array) -> Any:
+        norm, relu = self.layers
+        if not fused.free("relu", relu.method):
+            return None
+        y = norm.forward_relu(x)
+        if y is not None:
+            relu._saved = y
+        return y
+
+    def fused_backward(self, dy: Array) -> Any:
+        norm, relu = self.layers
+        if norm._saved is None or not fused.free("relu_backward", relu.method):
+            return None
+        return norm.backward_relu(dy)
+
+
+class FoldedConvolution(Step):
+    """In inference: a convolution that has taken in what follows it."""
+
+    def __init__(self, convolution: Layer, norm: Layer | None, relu: Layer | None) -> None:
+        super().__init__(*(a for a in (convolution, norm, relu) if a is not None))
+        self._arguments = convolution, norm, relu
+        self._prepared = Prepared()
+
+    def fused_forward(self, x: Array) -> Any:
+        convolution, norm, relu = self._arguments
+        if norm is not None and not fused.free("batch_norm", norm.method):
+            return None
+        if relu is not None and not fused.free("relu", relu.method):
+            return None
+        y = self._prepared.forward(x, convolution, norm, relu is not None)
+        if y is not None:
+            first, *others = self.layers
+            first._saved = x
+            for layer in others:
+                layer._saved = None  # they saw no input of their own
+        return y
+
+    def backward(self, dy: Array) -> Any:
+        first, *others = self.layers
+        if others and others[-1]._saved is None:
+            self._replay(first._recall())
+        return super().backward(dy)
+
+    def _replay(self, x: Array) -> None:
+        """Let each layer see its input, as in the pass that was fused, whatever its mode is now."""
+        modes = [layer.training for layer in self.layers]
+        for layer in self.layers:
+            layer.training = False
+        try:
+            for layer in self.layers:
+                x = layer.forward(x)
+        finally:
+            for layer, mode in zip(self.layers, modes, strict=True):
+                layer.training = mode
+
+
+def steps(layers: Sequence[Layer], training: bool) -> list[Step]:
+    """The layers, in order, in as few steps as can be."""
+    return list(_training_steps(layers) if training else _inference_steps(layers))
+
+
+def _training_steps(layers: Sequence[Layer]) -> Iterable[Step]:
+    at = 0
+    while at < len(layers):
+        layer, following = layers[at], layers[at + 1] if at + 1 < len(layers) else None
+        kind: Any = None
+        if type(following) is ReLU and following.training:
+            # A ReLU that went into a convolution knows its input's signs from its output, which the
+            # caller may write to if it is the last.
+            last = at + 2 == len(layers)
+            if type(layer) in _CONVOLUTIONS and not last:
+                kind = ConvolutionReLU
+            elif type(layer) in _NORMS and layer.training:
+                kind = BatchNormReLU
+        yield Step(layer) if kind is None else kind(layer, following)
+        at += 1 if kind is None else 2
+
+
+def _inference_steps(layers: Sequence[Layer]) -> Iterable[Step]:
+    at = 0
+    while at < len(layers):
+        layer = layers[at]
+        at += 1
+        if type(layer) not in _CONVOLUTIONS:
+            yield Step(layer)
+            continue
+        norm = relu = None
+        if at < len(layers) and _folds(layer, layers[at]):
+            norm = layers[at]
+            at += 1
+        if at < len(layers) and type(layers[at]) is ReLU:
+            relu = layers[at]
+            at += 1
+        yield FoldedConvolution(layer, norm, relu)
+
+
+def _folds(convolution: Layer, norm: Layer) -> bool:
+    """Whether the normalisation is a constant scale and shift of what the convolution gives."""
+    return (
+        type(norm) in _NORMS
+        and not norm.training
+        and norm.running_mean is not None
+        and norm.running_var is not None
+        and norm.num_features == convolution.out_channels
+        and norm.running_mean.dtype == convolution.weight.dtype
+    )

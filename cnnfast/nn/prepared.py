@@ -1,0 +1,74 @@
+"""Weights kept, from call to call, in the form that the kernel wants."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from cnnfast import fused
+from cnnfast.nn.layer import Array, Layer
+
+# Kernels (one for each size of input) for which a layer keeps weights at a time.
+_MOST_KERNELS = 4
+
+
+class Prepared:
+    """A convolution in inference, with the normalisation and the ReLU that may follow it.
+
+    Batch normalisation by running statistics is ``y * scale + shift`` for each filter, so the
+    scale goes into the weights and the shift into the bias: Jacob et al., "Quantization and
+    training of neural networks", 2018, section 3.2.
+
+    Whether an array has changed since is seen from its checksum, which costs reading it once, and
+    misses no way of changing it.
+    """
+
+    def __init__(self) -> None:
+        self._sums: tuple[Any, ...] | None = None
+        self._weight: Any = None
+        self._bias: Any = None
+        self._packed: dict[Any, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return Prepared().__dict__
+
+    def forward(self, x: Array, layer: Layer, norm: Layer | None = None, relu: bool = False) -> Any:
+        """The output, or None, with nothing done, where the dispatcher takes another method."""
+        plan = fused.convolution(x, layer.weight, layer.sliding, relu, layer.method, True)
+        if plan is None:
+            return None
+        self._follow(layer, norm)
+        if plan not in self._packed:
+            if len(self._packed) >= _MOST_KERNELS:
+                self._packed.clear()
+            self._packed[plan] = plan.prepare(self._weight)
+        return plan((x, self._weight, self._bias, self._packed[plan]))
+
+    def _follow(self, layer: Layer, norm: Layer | None) -> None:
+        """Take the arrays again if one of them has changed."""
+        arrays = [layer.weight, layer.bias]
+        if norm is not None:
+            arrays += [norm.weight, norm.bias, norm.running_mean, norm.running_var]
+        sums = (*fused.checksum(*arrays), None if norm is None else norm.eps)
+        if sums != self._sums:
+            self._packed.clear()
+            self._weight, self._bias = layer.weight, layer.bias
+            if norm is not None:
+                self._weight, self._bias = _folded(layer, norm)
+            self._sums = sums
+
+
+def _folded(layer: Layer, norm: Layer) -> tuple[Array, Array]:
+    """Weights and bias of the convolution that normalises, too."""
+    dtype = layer.weight.dtype
+    scale = 1 / np.sqrt(norm.running_var.astype(np.float64) + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    shift = -norm.running_mean.astype(np.float64) * scale
+    if layer.bias is not None:
+        shift = shift + layer.bias * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias
+    by_filter = scale.reshape(-1, *(1,) * (layer.weight.ndim - 1))
+    return (layer.weight * by_filter).astype(dtype), shift.astype(dtype)

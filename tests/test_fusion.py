@@ -1,0 +1,566 @@
+"""Layers in one pass, in training and in inference, against the same layers one by one."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import checks
+import numpy as np
+import pytest
+from cases import FLOATS
+
+import cnnfast
+from cnnfast import compiled, fused, nn
+
+pytestmark = pytest.mark.skipif(
+    compiled.engine_missing() is not None, reason=str(compiled.engine_missing())
+)
+
+Net = Callable[[Any, np.random.Generator], nn.Sequential]
+
+# Sums of at most 16 * 3 * 3 products of numbers around 1, and a few more roundings behind them.
+ROUNDING = 300
+
+
+def images(dtype: Any, *shape: int) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).standard_normal(shape or (3, 4, 9, 8)).astype(dtype)
+
+
+def conv(F: int = 6, C: int = 4, K: int = 3, **options: Any) -> Callable[..., nn.Layer]:
+    return lambda dtype, rng: nn.Conv2d(C, F, K, dtype=dtype, rng=rng, **options)
+
+
+def norm(C: int = 6, **options: Any) -> Callable[..., nn.Layer]:
+    return lambda dtype, rng: nn.BatchNorm2d(C, dtype=dtype, **options)
+
+
+def relu(dtype: Any, rng: Any) -> nn.Layer:
+    return nn.ReLU()
+
+
+def sequential(*makers: Any) -> Net:
+    """A network whose normalisations are not those that they start with."""
+
+    def make(dtype: Any, rng: np.random.Generator) -> nn.Sequential:
+        net = nn.Sequential(*(maker(dtype, rng) for maker in makers))
+        for _, layer in net.named_layers():
+            if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+                for name in ("weight", "bias", "running_mean"):
+                    if getattr(layer, name) is not None:
+                        getattr(layer, name)[...] = rng.normal(size=layer.num_features)
+                if layer.running_var is not None:
+                    layer.running_var[...] = rng.uniform(0.5, 2, layer.num_features)
+        return net
+
+    return make
+
+
+NETS: dict[str, Net] = {
+    "conv": sequential(conv()),
+    "conv relu": sequential(conv(padding=1), relu),
+    "conv norm": sequential(conv(padding=1), norm()),
+    "conv norm relu": sequential(conv(padding=1), norm(), relu),
+    "no bias": sequential(conv(bias=False), norm(), relu),
+    "not affine": sequential(conv(), norm(affine=False), relu),
+    "no shift": sequential(conv(), norm(bias=False), relu),
+    "no statistics": sequential(conv(), norm(track_running_stats=False), relu),
+    "norm relu": sequential(norm(4), relu),
+    "relu conv": sequential(relu, conv(), relu),
+    "stride": sequential(conv(stride=2, padding=1), norm(), relu),
+    "dilation": sequential(conv(dilation=2, padding="same"), relu),
+    "one tap": sequential(conv(K=1), norm(), relu),
+    "groups": sequential(conv(groups=2), norm(), relu),
+    "depthwise": sequential(conv(F=4, groups=4, padding=1), norm(4), relu),
+    "winograd": sequential(
+        conv(F=32, C=4, padding=1), norm(32), relu, conv(F=16, C=32, padding=1), norm(16), relu
+    ),
+    "two": sequential(conv(padding=1), relu, conv(C=6, padding=1), norm(), relu),
+    "nested": sequential(
+        lambda dtype, rng: sequential(conv(padding=1), norm(), relu)(dtype, rng),
+        lambda dtype, rng: nn.Residual(sequential(conv(C=6, padding=1), relu)(dtype, rng)),
+        relu,
+    ),
+    "signals": sequential(
+        lambda dtype, rng: nn.Flatten(2),
+        lambda dtype, rng: nn.Conv1d(4, 6, 3, dtype=dtype, rng=rng),
+        lambda dtype, rng: nn.BatchNorm1d(6, dtype=dtype),
+        relu,
+    ),
+}
+
+
+def one_by_one(net: nn.Sequential, x: np.ndarray) -> np.ndarray:
+    """The forward pass of each layer by the portable method, as if there were no engine."""
+    with cnnfast.use("portable"):
+        return net(x)
+
+
+def ran_in(call: Callable[[], Any]) -> list[str]:
+    with cnnfast.trace() as ran:
+        call()
+    return [one.op for one in ran]
+
+
+def assert_near(got: Any, want: Any, what: str, terms: int = 0) -> None:
+    """`terms` is how many a sum has whose parts may cancel, as the bias's before a norm do."""
+    assert got.dtype == want.dtype and got.shape == want.shape, what
+    size = max(1.0, float(np.abs(want).max(initial=0)))
+    bound = (ROUNDING * size + 4 * terms) * np.finfo(want.dtype).eps
+    worst = float(np.abs(got - want).max(initial=0))
+    assert worst <= bound, f"{what}: {worst} off, {bound} allowed"
+
+
+@pytest.fixture(params=NETS)
+def make(request: pytest.FixtureRequest) -> Net:
+    return NETS[request.param]
+
+
+# Inference
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_inference_is_that_of_the_layers(make: Net, dtype: Any, rng: np.random.Generator) -> None:
+    net = make(dtype, rng).eval()
+    for shape in ((3, 4, 9, 8), (1, 4, 9, 8), (3, 4, 9, 8), (2, 4, 5, 7)):
+        x = images(dtype, *shape)
+        before = x.copy()
+        want = one_by_one(net, x)
+        for _ in range(2):
+            y = net(x)
+            assert_near(y, want, str(shape))
+            checks.assert_same(x, before, "x was changed")
+            y[...] = np.nan  # the caller's own
+    states = make(dtype, np.random.default_rng(0)).eval().state_dict()
+    for name, value in net.state_dict().items():
+        checks.assert_same(value, states[name], name)
+
+
+def test_inference_folds(rng: np.random.Generator) -> None:
+    x = images(np.float32)
+    for name, ops in {
+        "conv": ["conv2d"],
+        "conv relu": ["conv + relu"],
+        "conv norm": ["conv2d"],
+        "conv norm relu": ["conv + relu"],
+        "winograd": ["conv + relu", "conv + relu"],
+        "signals": ["conv + relu"],
+        "norm relu": ["batch_norm", "relu"],
+        "no statistics": ["conv2d", "batch_norm", "relu"],
+    }.items():
+        net = NETS[name](np.float32, rng).eval()
+        for _ in range(2):
+            assert ran_in(lambda net=net: net(x)) == ops, name
+
+
+def _by_name(net: nn.Sequential, name: str, value: np.ndarray) -> None:
+    setattr(net[int(name[0])], name[2:], value)
+
+
+CHANGES: dict[str, Callable[[nn.Sequential, str, np.ndarray], None]] = {
+    "in place": lambda net, name, value: np.copyto(getattr(net[int(name[0])], name[2:]), value),
+    "by attribute": _by_name,
+    "through params": lambda net, name, value: (net.params | net.buffers)[name].__setitem__(
+        ..., value
+    ),
+    "through a view": lambda net, name, value: np.copyto(
+        getattr(net[int(name[0])], name[2:]).reshape(-1), value.reshape(-1)
+    ),
+    "load_state_dict": lambda net, name, value: net.load_state_dict(
+        {**net.state_dict(), name: value}
+    ),
+}
+ARRAYS = ["0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var"]
+
+
+@pytest.mark.parametrize("how", CHANGES)
+@pytest.mark.parametrize("name", ARRAYS)
+def test_inference_notices_a_change(name: str, how: str, rng: np.random.Generator) -> None:
+    net = NETS["conv norm relu"](np.float32, rng).eval()
+    x = images(np.float32)
+    old = net(x)
+    value = net.state_dict()[name]
+    for _ in range(3):
+        value = value + np.float32(0.5)
+        CHANGES[how](net, name, value)
+        y = net(x)
+        assert_near(y, one_by_one(net, x), f"{name} {how}")
+        assert np.abs(y - old).max() > 1e-3
+        old = y
+
+
+def test_inference_notices_the_smallest_change(rng: np.random.Generator) -> None:
+    """One bit of one element, and two elements that change places."""
+    net = NETS["conv"](np.float64, rng).eval()
+    x = np.ones((1, 4, 3, 3))
+    w = net[0].weight
+    old = net(x)
+    w.view(np.int64).reshape(-1)[7] ^= 1 << 51
+    new = net(x)
+    assert_near(new, one_by_one(net, x), "one bit")
+    assert new.tobytes() != old.tobytes()
+    x = images(np.float64, 1, 4, 3, 3)
+    old = net(x)
+    w[0, 0, 0, 0], w[0, 0, 0, 1] = w[0, 0, 0, 1], w[0, 0, 0, 0]
+    new = net(x)
+    assert_near(new, one_by_one(net, x), "two elements changed about")
+    assert np.abs(new - old).max() > 1e-6
+
+
+@pytest.mark.parametrize("attribute", ["eps", "stride", "padding", "dilation", "groups"])
+def test_inference_notices_a_changed_setting(attribute: str, rng: np.random.Generator) -> None:
+    net = NETS["conv norm relu"](np.float32, rng).eval()
+    x = images(np.float32)
+    net(x)
+    changed = {"stride": (2, 2), "padding": (0, 0), "dilation": (2, 2), "eps": 3.0}
+    if attribute == "groups":
+        net = NETS["groups"](np.float32, rng).eval()
+        net(x)
+        net[0].groups = 1
+        net[0].in_channels = 2
+        x = images(np.float32, 3, 2, 9, 8)
+    else:
+        setattr(net[1 if attribute == "eps" else 0], attribute, changed[attribute])
+    assert_near(net(x), one_by_one(net, x), attribute)
+
+
+def test_inference_notices_a_layer_that_is_replaced(rng: np.random.Generator) -> None:
+    net = NETS["conv norm relu"](np.float32, rng).eval()
+    x = images(np.float32)
+    net(x)
+    setattr(net, "0", nn.Conv2d(4, 6, 5, rng=rng).eval())
+    assert_near(net(x), one_by_one(net, x), "another convolution")
+    setattr(net, "2", nn.Tanh())
+    assert_near(net(x), one_by_one(net, x), "another activation")
+    net.append(nn.ReLU())
+    assert_near(net(x), one_by_one(net, x), "one more")
+
+
+def test_the_mode_of_each_layer_counts(rng: np.random.Generator) -> None:
+    net = NETS["conv norm relu"](np.float32, rng).eval()
+    x = images(np.float32)
+    folded = net(x)
+    net[1].train()
+    mean = net[1].running_mean.copy()
+    by_batch = net(x)
+    assert np.abs(by_batch - folded).max() > 0.01
+    assert np.abs(net[1].running_mean - mean).max() > 1e-4
+    net[1].eval()
+    assert_near(net(x), one_by_one(net, x), "back in inference")
+    net.train()
+    assert_near(net(x), one_by_one(copy.deepcopy(net), x), "in training")
+
+
+@pytest.mark.parametrize("method", ["naive", "portable", "im2col", "toeplitz"])
+def test_a_forced_method_unfuses(method: str, rng: np.random.Generator) -> None:
+    net = NETS["conv norm relu"](np.float32, rng)
+    x = images(np.float32, 2, 4, 5, 5)
+    for training in (True, False):
+        net.train(training)
+        net(x)
+        with cnnfast.use(method), cnnfast.trace() as ran:
+            net(x)
+        assert ran[0] == cnnfast.Ran("conv2d", method)
+        # In training the other two may still go together, unless the method is theirs too.
+        rest = [(one.op, one.method) for one in ran[1:]]
+        if method in cnnfast.methods("batch_norm"):
+            assert rest == [("batch_norm", method), ("relu", method)]
+        else:
+            assert rest[0] == (("batch_norm + relu" if training else "batch_norm"), "engine")
+
+
+def test_the_engine_s_methods_may_be_forced(rng: np.random.Generator) -> None:
+    net = NETS["conv relu"](np.float32, rng)
+    x = images(np.float32)
+    for training in (True, False):
+        net.train(training)
+        for method in ("gemm", "winograd"):
+            with cnnfast.use(method), cnnfast.trace() as ran:
+                y = net(x)
+            one_pass = [cnnfast.Ran("conv + relu", method)]
+            two = [cnnfast.Ran("conv2d", method), cnnfast.Ran("relu", "engine")]
+            assert ran == (two if training else one_pass)
+            assert_near(y, one_by_one(copy.deepcopy(net), x), method)
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_layer_s_own_method_unfuses(at: int, training: bool, rng: np.random.Generator) -> None:
+    net = NETS["conv norm relu"](np.float32, rng).train(training)
+    net[at].method = "naive"
+    op = ("conv2d", "batch_norm", "relu")[at]
+    with cnnfast.trace() as ran:
+        net(images(np.float32, 2, 4, 5, 5))
+    assert cnnfast.Ran(op, "naive") in ran
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_method_that_is_for_the_normalisation_alone_unfuses(
+    training: bool, rng: np.random.Generator
+) -> None:
+    net = NETS["conv norm relu"](np.float32, rng).train(training)
+    with cnnfast.use("cython"), cnnfast.trace() as ran:
+        net(images(np.float32))
+    assert cnnfast.Ran("batch_norm", "cython") in ran
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_backward_after_inference(make: Net, dtype: Any, rng: np.random.Generator) -> None:
+    net = make(dtype, rng).eval()
+    plain = copy.deepcopy(net)
+    x = images(dtype)
+    dy = images(dtype, *net(x).shape)
+    net(x)
+    dx = net.backward(dy)
+    one_by_one(plain, x)
+    with cnnfast.use("portable"):
+        want = plain.backward(dy)
+    assert_gradients(net, plain, dx, want)
+
+
+def assert_gradients(net: nn.Layer, plain: nn.Layer, dx: Any, want: Any) -> None:
+    assert_near(dx, want, "dx")
+    grads, wanted = dict(net.grads), dict(plain.grads)
+    assert set(grads) == set(wanted)
+    for name, grad in wanted.items():
+        assert_near(grads[name], grad, name, terms=500)
+
+
+@pytest.mark.parametrize("x", [[[[[1.0]]]], np.ones((1, 4, 5, 5), np.float16)], ids=["a", "b"])
+def test_other_kinds_of_arrays_go_one_by_one(x: Any, rng: np.random.Generator) -> None:
+    net = NETS["conv norm relu"](np.float32, rng).eval()
+    if isinstance(x, list):
+        x = np.ones((1, 4, 5, 5)).tolist()
+    assert ran_in(lambda: net(x)) == ["conv2d", "batch_norm", "relu"]
+
+
+def test_layouts_in_inference(rng: np.random.Generator) -> None:
+    net = NETS["conv norm relu"](np.float32, rng).eval()
+    x = images(np.float32)
+    want = net(x)
+    for given in (np.asfortranarray(x), np.repeat(x, 2, -1)[..., ::2], x[::-1][::-1]):
+        assert_near(net(given), want, str(given.strides))
+
+
+def test_trace_inside_of_a_trace(rng: np.random.Generator) -> None:
+    net = NETS["two"](np.float32, rng).eval()
+    x = images(np.float32)
+    with cnnfast.trace() as outer:
+        net(x)
+        with cnnfast.trace() as inner:
+            net(x)
+    assert len(inner) == 2 and outer == inner * 2
+
+
+# Training
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("needs", [True, False])
+def test_training_is_that_of_the_layers(
+    make: Net, dtype: Any, needs: bool, rng: np.random.Generator
+) -> None:
+    net = make(dtype, rng).train()
+    plain = copy.deepcopy(net)
+    for layer in (net, plain):
+        layer.needs_input_grad = needs
+    for step in range(3):
+        x = images(dtype, 3 + step, 4, 9, 8)
+        y, want = net(x), one_by_one(plain, x)
+        assert_near(y, want, "y")
+        # Beside the kink of the ReLU, where rounding decides about the gradient.
+        dy = np.where(np.abs(want) > 1e-4, images(dtype, *y.shape), 0).astype(dtype)
+        dx = net.backward(dy)
+        with cnnfast.use("portable"):
+            wanted = plain.backward(dy)
+        if needs:
+            assert_gradients(net, plain, dx, wanted)
+        else:
+            assert (dx is None) == (wanted is None)
+            for name, grad in plain.grads.items():
+                assert_near(net.grads[name], grad, name, terms=500)
+        for name, value in plain.state_dict().items():
+            if value.dtype.kind == "f":
+                assert_near(net.state_dict()[name], value, name)
+            else:
+                assert np.array_equal(net.state_dict()[name], value)
+
+
+def test_training_fuses(rng: np.random.Generator) -> None:
+    x = images(np.float32)
+    for name, forward, backward in (
+        # The ReLU's output is the caller's, so it is no record of signs.
+        ("conv relu", ["conv2d", "relu"], ["relu_backward", "conv2d_backward"]),
+        ("norm relu", ["batch_norm + relu"], ["batch_norm + relu backward"]),
+        (
+            "conv norm relu",
+            ["conv2d", "batch_norm + relu"],
+            ["batch_norm + relu backward", "conv2d_backward"],
+        ),
+    ):
+        net = NETS[name](np.float32, rng)
+        dy = np.ones_like(net(x))
+        assert ran_in(lambda net=net: net(x)) == forward
+        assert ran_in(lambda net=net, dy=dy: net.backward(dy)) == backward
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", ["conv relu", "norm relu", "conv norm relu", "conv"])
+def test_an_output_that_the_caller_writes_to(
+    name: str, training: bool, rng: np.random.Generator
+) -> None:
+    """What backward needs is not in the array that the caller was given."""
+    x = images(np.float32)
+    net = NETS[name](np.float32, rng).train(training)
+    dy = images(np.float32, *net(x).shape)
+    want = net.backward(dy)
+    y = net(x)
+    y[...] = 0
+    checks.assert_same(net.backward(dy), want, "dx")
+
+
+def test_backward_without_forward_or_twice(rng: np.random.Generator) -> None:
+    net = NETS["conv norm relu"](np.float32, rng)
+    with pytest.raises(RuntimeError, match="there is no forward pass to go back through"):
+        net.backward(np.ones((3, 6, 9, 8), np.float32))
+    x = images(np.float32)
+    dy = images(np.float32, *net(x).shape)
+    checks.assert_same(net.backward(dy), net.backward(dy), "dx of the same forward pass")
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", ["conv relu", "norm relu", "conv norm relu"])
+def test_backward_in_another_mode(name: str, training: bool) -> None:
+    """Gradients of the last forward pass, whatever the mode has become since."""
+    x = images(np.float64)
+    net, plain = (NETS[name](np.float64, np.random.default_rng(1)) for _ in range(2))
+    for each in (net, plain):
+        each.train(training)
+    dy = images(np.float64, *net(x).shape)
+    one_by_one(plain, x)
+    net.train(not training)
+    with cnnfast.use("portable"):
+        want = plain.backward(dy)
+    assert_near(net.backward(dy), want, "dx")
+
+
+def test_a_gradient_that_does_not_fit(rng: np.random.Generator) -> None:
+    for name in ("conv relu", "norm relu", "conv norm relu"):
+        net = NETS[name](np.float32, rng)
+        y = net(images(np.float32))
+        for wrong in (y[:1], y[..., :-1], y[0]):
+            with pytest.raises(ValueError, match="backward"):
+                net.backward(wrong)
+
+
+# NaN
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_nan_goes_through_a_fused_relu(
+    dtype: Any, training: bool, rng: np.random.Generator
+) -> None:
+    for name in ("conv relu", "winograd", "depthwise", "norm relu", "one tap"):
+        net = NETS[name](dtype, rng).train(training)
+        plain = copy.deepcopy(net)
+        x = images(dtype)
+        x[1, 2, 3, 4] = np.nan
+        x[2, 0, 0, 0] = np.inf
+        with np.errstate(all="ignore"):
+            y, want = net(x), one_by_one(plain, x)
+            dy = np.ones_like(y)
+            dx = net.backward(dy)
+            with cnnfast.use("portable"):
+                wanted = plain.backward(dy)
+        assert np.array_equal(np.isnan(y), np.isnan(want)), name
+        assert np.isnan(y).any() and np.array_equal(np.isinf(y), np.isinf(want)), name
+        assert np.array_equal(np.isnan(dx), np.isnan(wanted)), name
+
+
+# Copies
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
+def test_copies_of_prepared_layers(
+    copied: Callable[[Any], Any], make: Net, rng: np.random.Generator
+) -> None:
+    net = make(np.float32, rng).eval()
+    x = images(np.float32)
+    y = net(x)
+    other = copied(net)
+    checks.assert_same(other(x), y, "the copy")
+    for name in other.params:
+        other.params[name][...] += np.float32(0.25)
+    changed = other(x)
+    assert_near(changed, one_by_one(other, x), "the changed copy")
+    assert np.abs(changed - y).max() > 1e-4
+    checks.assert_same(net(x), y, "what was copied")
+    assert len(pickle.dumps(net)) < 2 * sum(a.nbytes for a in net.state_dict().values()) + 20_000
+
+
+def test_two_layers_with_the_same_weights(rng: np.random.Generator) -> None:
+    """The arrays are alike, the bias is not."""
+    a, b = (NETS["conv relu"](np.float32, np.random.default_rng(1)).eval() for _ in range(2))
+    x = images(np.float32)
+    checks.assert_same(a(x), b(x), "alike")
+    b[0].bias += 1
+    assert_near(a(x), one_by_one(a, x), "a")
+    assert_near(b(x), one_by_one(b, x), "b")
+
+
+# The functions below the layers
+
+
+def test_fused_convolution_is_for_plain_arrays() -> None:
+    x, w = images(np.float32), images(np.float32, 6, 4, 3, 3)
+    sliding = (1, 0, 1, 1)
+    assert fused.convolution(x, w, sliding, True, "auto") is not None
+    for others in (
+        (x.astype(float), w),
+        (x, w.astype(float)),
+        (x.astype(np.float16), w.astype(np.float16)),
+        (np.asfortranarray(x), w),
+        (x, w[..., ::-1]),
+        (x.tolist(), w),
+    ):
+        assert fused.convolution(*others, sliding, True, "auto") is None
+    assert fused.convolution(x, w, sliding, True, "portable") is None
+    with pytest.raises(ValueError, match="there is no method 'fast'"):
+        fused.convolution(x, w, sliding, True, "fast")
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("method", ["gemm", "winograd", "depthwise"])
+@pytest.mark.parametrize("relu", [True, False])
+def test_prepared_weights_change_nothing(method: str, relu: bool, dtype: Any) -> None:
+    groups = 4 if method == "depthwise" else 1
+    x, w, b = images(dtype), images(dtype, 8, 4 // groups, 3, 3), images(dtype, 8)
+    sliding = (1, 1, 1, groups)
+    plan = fused.convolution(x, w, sliding, relu, method, True)
+    packed = plan.prepare(w)
+    got = plan((x, w, b, packed))
+    want = cnnfast.conv2d(x, w, b, *sliding, method=method)
+    checks.assert_same(got, cnnfast.relu(want) if relu else want, method)
+    checks.assert_same(plan((x, w, b)), got, "not prepared")
+    checks.assert_same(plan((x, w, b, None)), got, "not prepared")
+
+
+def test_checksum_tells_arrays_apart() -> None:
+    a = images(np.float32, 5, 7)
+    alike = fused.checksum(a, None)
+    assert fused.checksum(a.copy(), None) == alike
+    assert fused.checksum(np.asfortranarray(a), None) == alike
+    seen = {alike}
+    for i in range(a.size):
+        b = a.copy()
+        b.view(np.int32).reshape(-1)[i] ^= 1
+        seen.add(fused.checksum(b, None))
+    seen |= {fused.checksum(a[::-1], None), fused.checksum(a, a), fused.checksum(None, a)}
+    assert len(seen) == a.size + 4
+    with cnnfast.threads(1):
+        alone = fused.checksum(images(np.float64, 300, 300, 3))
+    with cnnfast.threads(3):
+        assert fused.checksum(images(np.float64, 300, 300, 3)) == alone
