@@ -1085,3 +1085,120 @@ def peak_copy_f32(source, target, bint streaming, int threads) -> None:
             PyBuffer_Release(&y)
     finally:
         PyBuffer_Release(&x)
+
+
+cdef extern from "update.h" nogil:
+    void sgd_update_f32(Py_ssize_t n, const float *g, float *p, float *buffer, double lr,
+                        double momentum, double dampening, double weight_decay, int nesterov,
+                        Py_ssize_t steps, int threads)
+    void sgd_update_f64(Py_ssize_t n, const double *g, double *p, double *buffer, double lr,
+                        double momentum, double dampening, double weight_decay, int nesterov,
+                        Py_ssize_t steps, int threads)
+    void rmsprop_update_f32(Py_ssize_t n, const float *g, float *p, float *square,
+                            float *average, float *buffer, double lr, double alpha, double eps,
+                            double weight_decay, double momentum, int threads)
+    void rmsprop_update_f64(Py_ssize_t n, const double *g, double *p, double *square,
+                            double *average, double *buffer, double lr, double alpha,
+                            double eps, double weight_decay, double momentum, int threads)
+    void adam_update_f32(Py_ssize_t n, const float *g, float *p, float *average, float *square,
+                         float *largest, double lr, double beta1, double beta2, double eps,
+                         double weight_decay, int decoupled, Py_ssize_t steps, int threads)
+    void adam_update_f64(Py_ssize_t n, const double *g, double *p, double *average,
+                         double *square, double *largest, double lr, double beta1, double beta2,
+                         double eps, double weight_decay, int decoupled, Py_ssize_t steps,
+                         int threads)
+
+
+cdef class Update(Plan):
+    """A step of an optimiser on `n` parameters: (g, p) and its state are the arrays."""
+
+    cdef Py_ssize_t n, steps
+    cdef double lr, weight_decay
+
+    def __init__(self, Py_ssize_t n, bint double, int states):
+        self.n = n
+        # All but the gradient are written to.
+        self.settle(double, (n,) * (2 + states), (), (), 0b111110)
+
+
+cdef class SgdUpdate(Update):
+    """SGD on (g, p, momentum buffer), of which the buffer may be None."""
+
+    cdef double momentum, dampening
+    cdef int nesterov
+
+    def __init__(self, Py_ssize_t n, bint double):
+        super().__init__(n, double, 1)
+
+    def step(self, tuple arrays, Py_ssize_t steps, double lr, double momentum, double dampening,
+             double weight_decay, bint nesterov) -> bool:
+        """Take step number `steps`; False, with nothing done, if an array does not suit."""
+        self.steps, self.lr, self.weight_decay = steps, lr, weight_decay
+        self.momentum, self.dampening, self.nesterov = momentum, dampening, nesterov
+        return self(arrays) is not None
+
+    cdef int run(self, char **at, int threads) noexcept nogil:
+        if self.double:
+            sgd_update_f64(self.n, <double *>at[0], <double *>at[1], <double *>at[2], self.lr,
+                           self.momentum, self.dampening, self.weight_decay, self.nesterov,
+                           self.steps, threads)
+        else:
+            sgd_update_f32(self.n, <float *>at[0], <float *>at[1], <float *>at[2], self.lr,
+                           self.momentum, self.dampening, self.weight_decay, self.nesterov,
+                           self.steps, threads)
+        return 0
+
+
+cdef class RmspropUpdate(Update):
+    """RMSprop on (g, p, square, average, momentum buffer), of which the last two may be None."""
+
+    cdef double alpha, eps, momentum
+
+    def __init__(self, Py_ssize_t n, bint double):
+        super().__init__(n, double, 3)
+
+    def step(self, tuple arrays, double lr, double alpha, double eps, double weight_decay,
+             double momentum) -> bool:
+        """Take a step; False, with nothing done, if an array does not suit."""
+        self.lr, self.weight_decay = lr, weight_decay
+        self.alpha, self.eps, self.momentum = alpha, eps, momentum
+        return self(arrays) is not None
+
+    cdef int run(self, char **at, int threads) noexcept nogil:
+        if self.double:
+            rmsprop_update_f64(self.n, <double *>at[0], <double *>at[1], <double *>at[2],
+                               <double *>at[3], <double *>at[4], self.lr, self.alpha, self.eps,
+                               self.weight_decay, self.momentum, threads)
+        else:
+            rmsprop_update_f32(self.n, <float *>at[0], <float *>at[1], <float *>at[2],
+                               <float *>at[3], <float *>at[4], self.lr, self.alpha, self.eps,
+                               self.weight_decay, self.momentum, threads)
+        return 0
+
+
+cdef class AdamUpdate(Update):
+    """Adam on (g, p, average, square, largest square), of which the last may be None."""
+
+    cdef double beta1, beta2, eps
+    cdef int decoupled
+
+    def __init__(self, Py_ssize_t n, bint double):
+        super().__init__(n, double, 3)
+
+    def step(self, tuple arrays, Py_ssize_t steps, double lr, double beta1, double beta2,
+             double eps, double weight_decay, bint decoupled) -> bool:
+        """Take step number `steps`; False, with nothing done, if an array does not suit."""
+        self.steps, self.lr, self.weight_decay = steps, lr, weight_decay
+        self.beta1, self.beta2, self.eps, self.decoupled = beta1, beta2, eps, decoupled
+        return self(arrays) is not None
+
+    cdef int run(self, char **at, int threads) noexcept nogil:
+        if self.double:
+            adam_update_f64(self.n, <double *>at[0], <double *>at[1], <double *>at[2],
+                            <double *>at[3], <double *>at[4], self.lr, self.beta1, self.beta2,
+                            self.eps, self.weight_decay, self.decoupled, self.steps, threads)
+        else:
+            adam_update_f32(self.n, <float *>at[0], <float *>at[1], <float *>at[2],
+                            <float *>at[3], <float *>at[4], self.lr, self.beta1, self.beta2,
+                            self.eps, self.weight_decay, self.decoupled, self.steps, threads)
+        return 0

@@ -1,4 +1,4 @@
-"""Operations in one pass with what follows them, for `cnnfast.nn`.
+"""Operations in one pass, for `cnnfast.nn` and the optimisers.
 
 A layer and the ReLU behind it can share one pass over memory, and a convolution whose weights stay
 as they are can keep them in the form that its kernel wants. Only the engine has such kernels: where
@@ -124,6 +124,21 @@ def batch_norm_relu_backward(
     sizes = (x.shape[0], x.shape[1], prod(x.shape[2:]))
     plan = compiled.engine().BatchNormBackward(sizes, x.dtype == np.float64, x.shape, True)
     return Recorded(plan, "batch_norm + relu backward", "engine")(arrays)
+
+
+def update(kind: str, arrays: tuple[Any, ...], *settings: Any) -> bool:
+    """Take an optimiser's step on (gradient, parameter, state...) by the engine.
+
+    False, with nothing done, where there is no engine or an array is not as kernels need it.
+    """
+    p = arrays[1]
+    if compiled.engine_missing() is not None or not _plain(p):
+        return False
+    if not all(a is None or (_plain(a, p.dtype) and a.shape == p.shape) for a in arrays):
+        return False
+    plan = getattr(compiled.engine(), kind)(p.size, p.dtype == np.float64)
+    done: bool = plan.step(arrays, *settings)
+    return done
 
 
 def _engine_serves(op: str, x: Any, method: str) -> bool:

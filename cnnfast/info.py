@@ -9,6 +9,7 @@ import numpy as np
 
 from cnnfast import compiled
 from cnnfast._version import __version__
+from cnnfast.methods import winograd
 from cnnfast.threads import get_num_threads
 
 __all__ = ["info"]
@@ -31,6 +32,11 @@ def info() -> dict[str, Any]:
             and those that were built, best first.
         ``threads``
             The number in force.
+        ``winograd``
+            Whether the method of that name is allowed.
+        ``memory``
+            Bytes of the engine's own memory: ``kept`` for later calls, ``used`` at the moment, and
+            the ``limit`` of what is kept; None without an engine.
         ``numpy``, ``python``
             Their versions.
         ``blas``
@@ -58,6 +64,8 @@ def info() -> dict[str, Any]:
         "isa_available": list(compiled.isa_levels()),
         "isa_built": list(compiled.isa_built()),
         "threads": get_num_threads(),
+        "winograd": winograd.METHOD.allowed,
+        "memory": compiled.engine().memory() if compiled.engine_missing() is None else None,
         "numpy": np.__version__,
         "python": platform.python_version(),
         "blas": _blas(),

@@ -255,7 +255,7 @@ def test_explain_knows_every_operation(op: str, capsys: pytest.CaptureFixture[st
     assert cli.main(["explain", op, *words.split(), "--dtype", "float64", "--json", "-"]) == 0
     value = json.loads(capsys.readouterr().out)
     assert value["op"] == op
-    assert value["method"] in cnnfast.methods(op)
+    assert set(value["method"].split("+")) <= set(cnnfast.methods(op))
     assert value["dtype"] == "float64"
     assert cli.main(["explain", op, *words.split(), "--method", "naive"]) == 0
     assert "naive" in capsys.readouterr().out

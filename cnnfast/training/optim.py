@@ -18,6 +18,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnfast import fused
+
 __all__ = ["SGD", "Adam", "AdamW", "Optimizer", "RMSprop"]
 
 Array = NDArray[Any]
@@ -225,6 +227,10 @@ class SGD(Optimizer):
             self._new_state("momentum_buffer")
 
     def _update(self, name: str, p: Array, g: Array) -> None:
+        buffer = self._state["momentum_buffer"][name] if self.momentum else None
+        settings = (self.momentum, self.dampening, self.weight_decay, self.nesterov)
+        if fused.update("SgdUpdate", (g, p, buffer), self.steps, self.lr, *settings):
+            return
         g = self._decayed(p, g, self.weight_decay)
         scaled = self._work(p, 1)
         if self.momentum:
@@ -302,9 +308,14 @@ class RMSprop(Optimizer):
             self._new_state("grad_avg")
 
     def _update(self, name: str, p: Array, g: Array) -> None:
+        s = self._state["square_avg"][name]
+        average = self._state["grad_avg"][name] if self.centered else None
+        buffer = self._state["momentum_buffer"][name] if self.momentum else None
+        settings = (self.lr, self.alpha, self.eps, self.weight_decay, self.momentum)
+        if fused.update("RmspropUpdate", (g, p, s, average, buffer), *settings):
+            return
         g = self._decayed(p, g, self.weight_decay)
         work = self._work(p, 1)
-        s = self._state["square_avg"][name]
         _average(s, g, self.alpha, work, squared=True)
         if self.centered:
             mean = self._state["grad_avg"][name]
@@ -385,7 +396,14 @@ class Adam(Optimizer):
             self._new_state("max_exp_avg_sq")
 
     def _update(self, name: str, p: Array, g: Array) -> None:
-        self._adam(name, p, self._decayed(p, g, self.weight_decay))
+        if not self._in_one_pass(name, p, g, decoupled=False):
+            self._adam(name, p, self._decayed(p, g, self.weight_decay))
+
+    def _in_one_pass(self, name: str, p: Array, g: Array, decoupled: bool) -> bool:
+        m, v = self._state["exp_avg"][name], self._state["exp_avg_sq"][name]
+        largest = self._state["max_exp_avg_sq"][name] if self.amsgrad else None
+        settings = (self.lr, *self.betas, self.eps, self.weight_decay, decoupled)
+        return fused.update("AdamUpdate", (g, p, m, v, largest), self.steps, *settings)
 
     def _adam(self, name: str, p: Array, g: Array) -> None:
         beta1, beta2 = self.betas
@@ -434,8 +452,9 @@ class AdamW(Adam):
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad)
 
     def _update(self, name: str, p: Array, g: Array) -> None:
-        p *= 1.0 - self.lr * self.weight_decay
-        self._adam(name, p, g)
+        if not self._in_one_pass(name, p, g, decoupled=True):
+            p *= 1.0 - self.lr * self.weight_decay
+            self._adam(name, p, g)
 
 
 def _average(avg: Array, g: Array, keep: float, work: Array, *, squared: bool = False) -> None:
