@@ -1,15 +1,12 @@
-/* Reading and writing large arrays: fetching ahead, and stores that go past the caches.
+/* Reading and writing arrays larger than the caches.
  *
- * A plain store to memory reads the line first, so a copy of an array larger than the caches moves
- * three bytes for each two; a non-temporal store moves two, but what it wrote must come back from
- * memory. And one processor keeps more reads under way if it is told where it will go than if the
- * hardware has to guess. A copy on a Zen 3 with 32 MB of third-level cache, GB/s read and written:
+ * A plain store to memory reads the line first, so a copy of a large array moves three bytes for
+ * each two; a non-temporal store moves two, but what it wrote must come back from memory. On a Zen 3
+ * with 32 MB of third-level cache, ReLU of 8 MB runs at 49 GB/s (read and written) plain and 45
+ * non-temporal, of 12 MB at 27 and 42, of 64 MB at 12 and 27.
  *
- *     array    plain    plain, fetched ahead    non-temporal
- *     1 MB     35       59                      45
- *     8 MB     30       54                      45
- *     16 MB    23       20                      41
- *     64 MB    13       12                      27
+ * Fetching ahead pays where an array is only read: one core then reads 33 GB/s from memory instead
+ * of 25. It does not where something is written as well, or from the caches.
  */
 #ifndef CNNFAST_STREAM_H
 #define CNNFAST_STREAM_H
