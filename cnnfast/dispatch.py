@@ -208,7 +208,7 @@ def methods(op: str) -> tuple[str, ...]:
     --------
     >>> import cnnfast
     >>> cnnfast.methods("max_pool2d")
-    ('cython', 'portable', 'naive')
+    ('engine', 'cython', 'portable', 'naive')
     """
     try:
         return TABLE[op]

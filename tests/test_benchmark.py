@@ -232,9 +232,12 @@ def test_a_run_times_every_method_that_agrees() -> None:
         first = block[0]
         assert first.method == "naive"
         assert first.speedup == 1.0
-        assert {r.method for r in block} == set(functional.dispatch.methods(first.op))
+        assert {r.method for r in block} - {"auto"} == set(functional.dispatch.methods(first.op))
         assert sum(r.chosen for r in block) == 1
         for r in block:
+            if r.note.startswith("it is for"):  # and so not for this layer
+                assert r.seconds is None
+                continue
             assert r.agrees, r
             assert r.seconds is not None
             assert r.low is not None
@@ -305,7 +308,9 @@ def test_the_right_results_are_the_loops(case: Case, seconds: float, tmp_path: P
     for dtype in ("float32", "float64"):
         opened = open_case(home, case, dtype, tmp_path, size)
         assert opened["contestants"]
-        assert all(check["agrees"] for check in opened["contestants"].values()), opened
+        checks = [c for c in opened["contestants"].values() if "agrees" in c]
+        assert checks, opened
+        assert all(c["agrees"] for c in checks), opened
         assert opened["chosen"] in opened["contestants"]
         assert home.time(opened["chosen"], 2, 3, warm=True)["times"]
         home.close()

@@ -25,7 +25,10 @@ def each(ndim: int, element: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[
 
 
 def method_of(op: str) -> st.SearchStrategy[str]:
-    return st.sampled_from([m for m in cnnfast.methods(op) if not checks.unavailable(m)])
+    # Those that are for some convolutions only are drawn as "auto", where it chooses them.
+    some = ("winograd", "depthwise", "direct")
+    names = [m for m in cnnfast.methods(op) if m not in some and not checks.unavailable(m)]
+    return st.sampled_from([*names, "auto"])
 
 
 @dataclass(frozen=True)
