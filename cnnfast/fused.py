@@ -18,6 +18,7 @@ from cnnfast import compiled, dispatch, geometry
 from cnnfast.geometry import Elements, Shape
 from cnnfast.methods.base import Call
 from cnnfast.methods.convolution import EngineConvolution
+from cnnfast.methods.engine import Engine
 
 _DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
@@ -88,6 +89,51 @@ class Recorded:
         if result is not None:
             dispatch.record(self._op, self._method)
         return result
+
+
+def max_pool(x: Any, sliding: tuple[Any, ...], method: str) -> Any:
+    """(y, taps, plan) for `max_pool_backward`, or None.
+
+    `sliding` is kernel size, stride, padding, dilation and ceil_mode. The taps say in a byte which
+    element of its window a maximum is: an eighth of the memory of indices.
+    """
+    if not _plain(x):
+        return None
+    op = "max_pool1d" if x.ndim == 3 else "max_pool2d"
+    forced = dispatch.forced(op, method)[0]
+    plans = _max_pool(op, x.shape, x.dtype.name, sliding, forced, dispatch.generation())
+    pooled = None if plans is None else plans[0]((x,))
+    return None if pooled is None else (*pooled, plans[1])
+
+
+@lru_cache(maxsize=1024)
+def _max_pool(
+    op: str, x: Shape, dtype: str, sliding: tuple[Any, ...], method: str, generation: int
+) -> Any:
+    g = geometry.pooling(op, len(x) - 2, x, *sliding)
+    chosen = dispatch.choose(Call(op, g, dtype, "cpu"), method)
+    if not isinstance(chosen, Engine) or g.KH * g.KW > chosen.most_taps:
+        return None
+    forward, backward = chosen.taps(g, dtype == "float64", x)
+    return Recorded(forward, op, "engine"), Recorded(backward, f"{op}_backward", "engine")
+
+
+def max_pool_backward(dy: Any, x: Any, taps: Any, plan: Any, method: str) -> Any:
+    """The gradient by `plan`, which came with `taps` from `max_pool` of x; or None."""
+    op = "max_pool1d_backward" if x.ndim == 3 else "max_pool2d_backward"
+    if not _plain(dy, x.dtype) or dy.shape != taps.shape or not free(op, method):
+        return None
+    return plan((dy, taps))
+
+
+def add(a: Any, b: Any, relu: bool = False) -> Any:
+    """``a + b``, and its ReLU if wanted, in a new array; or None."""
+    if not (_plain(a) and _plain(b, a.dtype)) or a.shape != b.shape:
+        return None
+    if compiled.engine_missing() is not None:
+        return None
+    name = "add_relu" if relu else "add"
+    return compiled.engine().Elementwise(name, a.shape, a.dtype == np.float64)((a, b))
 
 
 def batch_norm_relu(

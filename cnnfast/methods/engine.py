@@ -17,6 +17,7 @@ class Engine(Method):
     """Kernels of ``csrc/``, through their one binding."""
 
     name = "engine"
+    most_taps = 255  # elements of a window that a byte can tell apart, with one value for none
 
     def supports(self, call: Call) -> str | None:
         if call.device != "cpu":
@@ -122,6 +123,12 @@ class Engine(Method):
         options = g.count_include_pad, g.divisor
         plan: Plan = compiled.engine().AvgPoolBackward(_sizes(g), double, *shapes, *options)
         return plan
+
+    def taps(self, g: Pooling, double: bool, x: tuple[int, ...]) -> tuple[Plan, Plan]:
+        """Max pooling that gives (y, taps) of (x,), and its gradient, of (dy, taps)."""
+        engine, shapes = compiled.engine(), (x, _lowered(g, g.y_shape))
+        sizes = _sizes(g), double
+        return engine.MaxPoolTaps(*sizes, *shapes), engine.MaxPoolTapsBackward(*sizes, *shapes)
 
     def max_pool2d(self, g: Windows, x: Any, return_indices: bool) -> Any:
         shapes = g.x_shape, g.y_shape

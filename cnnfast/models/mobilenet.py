@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from cnnfast import arrays, nn
+from cnnfast.nn import fusion
 
 __all__ = ["InvertedResidual", "ReLU6", "mobilenet_v2"]
 
@@ -102,13 +103,11 @@ class InvertedResidual(nn.Layer):
 
     def forward(self, x: Array) -> Array:
         y: Any = self.conv.forward(x)
-        if self.residual:
-            y += x
-        return y
+        return fusion.add(y, x) if self.residual else y
 
     def backward(self, dy: Array) -> Any:
         dx = self.conv.backward(dy)
-        return dx + dy if self.residual and dx is not None else dx
+        return fusion.add(dx, dy) if self.residual and dx is not None else dx
 
 
 def _conv(

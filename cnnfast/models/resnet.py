@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from cnnfast import nn
+from cnnfast.nn import fusion
 
 __all__ = ["BasicBlock", "cifar_resnet", "resnet18"]
 
@@ -32,6 +33,7 @@ class BasicBlock(nn.Layer):
     -----
     Where the shape changes, a 1x1 convolution with batch norm takes the place of x ("option B").
     PyTorch's block uses one ReLU twice; a layer here remembers one forward pass, so there are two.
+    The output, too, is remembered for `backward`: do not change it before.
 
     References
     ----------
@@ -73,6 +75,10 @@ class BasicBlock(nn.Layer):
                 nn.BatchNorm2d(channels, dtype=dtype),
             )
         self.relu2 = nn.ReLU()
+        self._chain = fusion.Chain()
+
+    def _main(self) -> tuple[nn.Layer, ...]:
+        return self.conv1, self.bn1, self.relu1, self.conv2, self.bn2
 
     def _input_layers(self) -> Iterator[nn.Layer]:
         yield self.conv1
@@ -80,17 +86,15 @@ class BasicBlock(nn.Layer):
             yield self.downsample
 
     def forward(self, x: Array) -> Array:
-        y = self.relu1.forward(self.bn1.forward(self.conv1.forward(x)))
-        y = self.bn2.forward(self.conv2.forward(y))
-        y += x if self.downsample is None else self.downsample.forward(x)
-        return self.relu2.forward(y)
+        y = self._chain.forward(x, self._main(), self.training)
+        side = x if self.downsample is None else self.downsample.forward(x)
+        return fusion.add_relu(y, side, self.relu2)
 
     def backward(self, dy: Array) -> Any:
         dy = self.relu2.backward(dy)
-        dx = self.conv2.backward(self.bn2.backward(dy))
-        dx = self.conv1.backward(self.bn1.backward(self.relu1.backward(dx)))
+        dx = self._chain.backward(dy, self._main(), self.training)
         side = dy if self.downsample is None else self.downsample.backward(dy)
-        return None if dx is None or side is None else dx + side
+        return None if dx is None or side is None else fusion.add(dx, side)
 
 
 def _conv(

@@ -62,9 +62,7 @@ class Sequential(Layer):
         for name, layer in named:
             self.add_layer(name, layer)
         _refuse_repeats(self)
-        self._steps: list[fusion.Step] = []
-        self._taken: list[fusion.Step] = []
-        self._fused_for: Any = None
+        self._chain = fusion.Chain()
 
     def append(self, layer: Layer) -> Sequential:
         """Put `layer` at the end. Returns the container."""
@@ -100,30 +98,10 @@ class Sequential(Layer):
                 return
 
     def forward(self, x: Array) -> Array:
-        self._taken = self._in_steps()
-        for step in self._taken:
-            x = step.forward(x)
-        return x
+        return self._chain.forward(x, tuple(self._layers.values()), self.training)
 
     def backward(self, dy: Array) -> Any:
-        dx: Any = dy
-        for step in reversed(self._taken or self._in_steps()):
-            dx = step.backward(dx)
-            if dx is None:
-                break
-        return dx
-
-    def _in_steps(self) -> list[fusion.Step]:
-        """The layers, where neighbours that can be computed in one pass are one step."""
-        layers = tuple(self._layers.values())
-        modes = (self.training, *(layer.training for layer in layers))
-        if (layers, modes) != self._fused_for:
-            self._steps = fusion.steps(layers, self.training)
-            self._fused_for = layers, modes
-        return self._steps
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_steps": [], "_taken": [], "_fused_for": None}
+        return self._chain.backward(dy, tuple(self._layers.values()), self.training)
 
 
 class Residual(Layer):
@@ -179,9 +157,9 @@ class Residual(Layer):
                 f"Residual: main gives shape {np.shape(y)}, "
                 f"{'x has' if self.shortcut is None else 'shortcut gives'} {np.shape(side)}"
             )
-        return y + side
+        return fusion.add(y, side)
 
     def backward(self, dy: Array) -> Any:
         dx = self.main.backward(dy)
         side = dy if self.shortcut is None else self.shortcut.backward(dy)
-        return None if dx is None or side is None else dx + side
+        return None if dx is None or side is None else fusion.add(dx, side)

@@ -135,6 +135,55 @@ class FoldedConvolution(Step):
                 layer.training = mode
 
 
+def add(a: Array, b: Array) -> Array:
+    """``a + b``."""
+    y: Array | None = fused.add(a, b)
+    return a + b if y is None else y
+
+
+def add_relu(a: Array, b: Array, relu: ReLU) -> Array:
+    """What the layer gives for ``a + b``; for its `backward`, do not change the result until then."""
+    y: Array | None = fused.add(a, b, True) if fused.free("relu", relu.method) else None
+    if y is None:
+        return relu.forward(a + b)
+    relu._saved = y  # positive where the sum is, which is all that backward asks
+    return y
+
+
+class Chain:
+    """Layers one after the other, neighbours in one pass where that can be done."""
+
+    def __init__(self) -> None:
+        self._steps: list[Step] = []
+        self._taken: list[Step] = []
+        self._made_for: Any = None
+
+    def forward(self, x: Array, layers: tuple[Layer, ...], training: bool) -> Array:
+        self._taken = self.steps(layers, training)
+        for step in self._taken:
+            x = step.forward(x)
+        return x
+
+    def backward(self, dy: Array, layers: tuple[Layer, ...], training: bool) -> Any:
+        dx: Any = dy
+        for step in reversed(self._taken or self.steps(layers, training)):
+            dx = step.backward(dx)
+            if dx is None:
+                break
+        return dx
+
+    def steps(self, layers: tuple[Layer, ...], training: bool) -> list[Step]:
+        """The steps, which are found again only if the layers or their modes are others."""
+        modes = (training, *(layer.training for layer in layers))
+        if (layers, modes) != self._made_for:
+            self._steps = steps(layers, training)
+            self._made_for = layers, modes
+        return self._steps
+
+    def __getstate__(self) -> dict[str, Any]:
+        return Chain().__dict__
+
+
 def steps(layers: Sequence[Layer], training: bool) -> list[Step]:
     """The layers, in order, in as few steps as can be."""
     return list(_training_steps(layers) if training else _inference_steps(layers))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cnnfast import arrays
+from cnnfast import arrays, fused
 from cnnfast import functional as F
 from cnnfast.geometry import pooling, rank
 from cnnfast.nn.arguments import method_name, paddings, sizes, whole
@@ -58,18 +58,29 @@ class _MaxPool(Layer):
         )
 
     def forward(self, x: Array) -> Array:
-        # Indices cost time and memory, and inference seldom goes back: then they are found late.
-        y, indices = self._pool(x, True) if self.training else (self._pool(x, False), None)
-        self._saved = x if indices is None else None, indices, np.shape(x)
-        pooled: Array = y
-        return pooled
+        indices = taps = None
+        if self.training:
+            sliding = self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode
+            pooled = fused.max_pool(x, tuple(map(_hashable, sliding)), self.method)
+            if pooled is None:
+                y, indices = self._pool(x, True)
+            else:
+                y, *taps = pooled
+        else:  # inference seldom goes back; if it does, it finds the maxima then
+            y = self._pool(x, False)
+        self._saved = x, indices, taps
+        return y
 
     def backward(self, dy: Array) -> Any:
-        x, indices, shape = self._recall()
+        x, indices, taps = self._recall()
+        if taps is not None:
+            dx = fused.max_pool_backward(dy, x, *taps, self.method)
+            if dx is not None:
+                return dx
         if indices is None:
             _, indices = self._pool(x, True)
         pool: Any = F.max_pool1d_backward if self._ndim == 1 else F.max_pool2d_backward
-        return pool(dy, indices, shape, method=self.method)
+        return pool(dy, indices, np.shape(x), method=self.method)
 
     def extra_repr(self) -> str:
         return (
@@ -349,6 +360,10 @@ class AdaptiveAvgPool2d(Layer):
 
     def extra_repr(self) -> str:
         return f"output_size={self.output_size}"
+
+
+def _hashable(value: Any) -> Any:
+    return value if isinstance(value, int) else tuple(map(_hashable, value))
 
 
 def _parts(size: int, count: int) -> list[slice]:
