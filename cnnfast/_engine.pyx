@@ -450,8 +450,8 @@ cdef extern from "conv.h" nogil:
 
 cdef extern from "families.h" nogil:
     struct family_f32:
-        int (*forward)(const conv *g, const float *x, const float *w, const float *b, int relu,
-                       float *y, const float *packed, int threads) nogil
+        int (*forward)(const conv *g, const float *x, const float *w, const float *b,
+                       double ceiling, float *y, const float *packed, int threads) nogil
         size_t (*forward_scratch)(const conv *g, int threads) nogil
         int (*backward_input)(const conv *g, const float *dy, const float *w, const float *b,
                               float *dx, int threads) nogil
@@ -464,7 +464,7 @@ cdef extern from "families.h" nogil:
 
     struct family_f64:
         int (*forward)(const conv *g, const double *x, const double *w, const double *b,
-                       int relu, double *y, const double *packed, int threads) nogil
+                       double ceiling, double *y, const double *packed, int threads) nogil
         size_t (*forward_scratch)(const conv *g, int threads) nogil
         int (*backward_input)(const conv *g, const double *dy, const double *w, const double *b,
                               double *dx, int threads) nogil
@@ -511,14 +511,17 @@ cdef class Product(Plan):
 
 
 cdef class Forward(Product):
-    """y of (x, w, b, packed), where b may be None, and packed may be left out."""
+    """y of (x, w, b, packed), where b may be None, and packed may be left out.
 
-    cdef int relu
+    Unless `ceiling` is 0, y is cut off at 0 and at `ceiling`.
+    """
 
-    def __init__(self, str family, tuple sizes, bint double, tuple shape, bint relu=False):
+    cdef double ceiling
+
+    def __init__(self, str family, tuple sizes, bint double, tuple shape, double ceiling=0):
         packed = self.packed(double) // (8 if double else 4)
         self.settle(double, (self.x(), self.w(), self.g.F, packed), (shape,))
-        self.relu = relu
+        self.ceiling = ceiling
 
     def scratch(self, int threads) -> int:
         """Bytes of memory that a call takes beside its result."""
@@ -560,9 +563,9 @@ cdef class Forward(Product):
     cdef int run(self, char **at, int threads) noexcept nogil:
         if self.double:
             return self.f64.forward(&self.g, <double *>at[0], <double *>at[1], <double *>at[2],
-                                    self.relu, <double *>at[4], <double *>at[3], threads)
+                                    self.ceiling, <double *>at[4], <double *>at[3], threads)
         return self.f32.forward(&self.g, <float *>at[0], <float *>at[1], <float *>at[2],
-                                self.relu, <float *>at[4], <float *>at[3], threads)
+                                self.ceiling, <float *>at[4], <float *>at[3], threads)
 
 
 cdef class BackwardInput(Product):
@@ -1019,20 +1022,28 @@ cdef class BatchNormBackward(Plan):
 
 cdef extern from "checksum.h" nogil:
     unsigned long long checksum_bytes "checksum"(const void *start, size_t bytes, int threads)
+    unsigned long long checksum_join(unsigned long long a, unsigned long long b)
 
 
-def checksum(array) -> int:
-    """A number that depends on every bit of an array in C order."""
+def checksum(tuple arrays) -> int:
+    """A number that depends on every bit of the arrays, and on which of them are None."""
     cdef Py_buffer view
-    cdef unsigned long long result
+    cdef unsigned long long total = 0, one
     cdef int threads = get_num_threads()
-    PyObject_GetBuffer(array, &view, PyBUF_SIMPLE)
-    try:
-        with nogil:
-            result = checksum_bytes(view.buf, view.len, threads)
-    finally:
-        PyBuffer_Release(&view)
-    return result
+    for array in arrays:
+        one = 0
+        if array is not None:
+            try:
+                PyObject_GetBuffer(array, &view, PyBUF_SIMPLE)
+            except (BufferError, ValueError):  # not in C order
+                PyObject_GetBuffer(np.ascontiguousarray(array), &view, PyBUF_SIMPLE)
+            try:
+                with nogil:
+                    one = checksum_bytes(view.buf, view.len, threads)
+            finally:
+                PyBuffer_Release(&view)
+        total = checksum_join(total, one)
+    return total
 
 
 cdef extern from "peak.h" nogil:

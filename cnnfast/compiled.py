@@ -259,6 +259,7 @@ def engine_missing() -> str | None:
     return found if isinstance(found, str) else None
 
 
+@cache
 def engine() -> ModuleType:
     """Import the C engine of the level in use.
 

@@ -380,13 +380,15 @@ def _winograd_cost(
     if summed < (11 if product == "backward_weights" else 5):
         return 2.0  # the transforms are most of the work
     tiles = -(-g.OH // 4) * -(-g.OW // 4)
-    waste = 16 * tiles / g.pixels
+    waste = 16 * tiles / max(g.pixels, 1)
     product_share, by_filters, by_channels, by_pixels = {
         "forward": (0.34, 0.9, 1.9, 4.0),
         "backward_input": (0.34, 2.3, 0.3, 7.0),
-        "backward_weights": (0.41, 0.1, 2.8, 0.0),
+        "backward_weights": (0.41, 0.1, 2.8, 12.0),
     }[product]
-    of_weights = 0.0 if prepared else by_pixels / (g.N * g.pixels)
+    if product == "backward_weights":
+        by_pixels += 20 * min(channels * filters / 2**18, 1)  # what the caches do not hold
+    of_weights = 0.0 if prepared else by_pixels / max(g.N * g.pixels, 1)
     return waste * (product_share + by_filters / filters + by_channels / channels) + of_weights
 
 
@@ -444,6 +446,11 @@ def again(op: str, method: str, arrays: Arrays, parameters: Arrays, out: Any = N
 
 
 _generation = 0
+
+
+def undisturbed() -> bool:
+    """Whether the call is in no block that forces a method, traces or only asks."""
+    return _STATE.get() is _PLAIN
 
 
 def generation() -> int:

@@ -34,25 +34,34 @@ def free(op: str, method: str) -> bool:
     return dispatch.forced(op, method)[0] in ("auto", "engine")
 
 
-def checksum(*arrays: Any) -> tuple[int, ...]:
+def checksum(*arrays: Any) -> int:
     """What tells whether any of the arrays has changed; None among them counts too."""
-    take = compiled.engine().checksum
-    return tuple(0 if a is None else take(np.ascontiguousarray(a)) for a in arrays)
+    result: int = compiled.engine().checksum(arrays)
+    return result
+
+
+def surroundings(*methods: str) -> Any:
+    """What else the plan for a layer depends on; None where nothing is to be remembered of it.
+
+    `methods` are those that the layers ask for.
+    """
+    return (dispatch.generation(), *methods) if dispatch.undisturbed() else None
 
 
 def convolution(
-    x: Any, w: Any, sliding: tuple[Any, ...], relu: bool, method: str, prepared: bool = False
+    x: Any, w: Any, sliding: tuple[Any, ...], ceiling: float, method: str, prepared: bool = False
 ) -> Any:
-    """A plan of (x, w, b, packed) with the ReLU in it, or None.
+    """A plan of (x, w, b, packed), or None.
 
-    `sliding` is stride, padding, dilation and groups; with `prepared` the weights will be given in
+    `sliding` is stride, padding, dilation and groups. Unless `ceiling` is 0, the result is cut off
+    there and at 0: infinity makes a ReLU, 6 a ReLU6. With `prepared` the weights will be given in
     the form that the plan's `prepare` makes of them.
     """
     if not (_plain(x) and _plain(w, x.dtype)):
         return None
     op = "conv1d" if x.ndim == 3 else "conv2d"
     forced = dispatch.forced(op, method)
-    key = (op, x.shape, w.shape, x.dtype.name, sliding, relu, prepared, forced[0])
+    key = (op, x.shape, w.shape, x.dtype.name, sliding, ceiling, prepared, forced[0])
     return _convolution(*key, dispatch.generation())
 
 
@@ -63,7 +72,7 @@ def _convolution(
     w: Shape,
     dtype: str,
     sliding: tuple[Any, ...],
-    relu: bool,
+    ceiling: float,
     prepared: bool,
     method: str,
     generation: int,
@@ -73,8 +82,8 @@ def _convolution(
     if not isinstance(chosen, EngineConvolution):
         return None
     shape = g.y_shape if len(x) == 4 else (g.N, g.F, g.OW)
-    plan = chosen.kernel("forward", g, dtype == "float64", shape, relu)
-    return Recorded(plan, "conv + relu" if relu else op, chosen.name)
+    plan = chosen.kernel("forward", g, dtype == "float64", shape, ceiling)
+    return Recorded(plan, "conv + relu" if ceiling else op, chosen.name)
 
 
 class Recorded:
@@ -92,7 +101,7 @@ class Recorded:
 
 
 def max_pool(x: Any, sliding: tuple[Any, ...], method: str) -> Any:
-    """(y, taps, plan) for `max_pool_backward`, or None.
+    """(y, what `max_pool_backward` needs), or None.
 
     `sliding` is kernel size, stride, padding, dilation and ceil_mode. The taps say in a byte which
     element of its window a maximum is: an eighth of the memory of indices.
@@ -103,7 +112,7 @@ def max_pool(x: Any, sliding: tuple[Any, ...], method: str) -> Any:
     forced = dispatch.forced(op, method)[0]
     plans = _max_pool(op, x.shape, x.dtype.name, sliding, forced, dispatch.generation())
     pooled = None if plans is None else plans[0]((x,))
-    return None if pooled is None else (*pooled, plans[1])
+    return None if pooled is None else (pooled[0], (pooled[1], plans[1]))
 
 
 @lru_cache(maxsize=1024)
@@ -112,14 +121,15 @@ def _max_pool(
 ) -> Any:
     g = geometry.pooling(op, len(x) - 2, x, *sliding)
     chosen = dispatch.choose(Call(op, g, dtype, "cpu"), method)
-    if not isinstance(chosen, Engine) or g.KH * g.KW > chosen.most_taps:
+    if not isinstance(chosen, Engine) or chosen.most_taps < g.KH * g.KW:
         return None
     forward, backward = chosen.taps(g, dtype == "float64", x)
     return Recorded(forward, op, "engine"), Recorded(backward, f"{op}_backward", "engine")
 
 
-def max_pool_backward(dy: Any, x: Any, taps: Any, plan: Any, method: str) -> Any:
-    """The gradient by `plan`, which came with `taps` from `max_pool` of x; or None."""
+def max_pool_backward(dy: Any, x: Any, found: tuple[Any, Any], method: str) -> Any:
+    """The gradient, by what `max_pool` of x found; or None."""
+    taps, plan = found
     op = "max_pool1d_backward" if x.ndim == 3 else "max_pool2d_backward"
     if not _plain(dy, x.dtype) or dy.shape != taps.shape or not free(op, method):
         return None

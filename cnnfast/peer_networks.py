@@ -53,7 +53,7 @@ def _torch_layer(torch_nn: Any, layer: nn.Layer) -> Any:
         return torch_nn.Flatten()
     if isinstance(layer, nn.ReLU):
         return torch_nn.ReLU()
-    if isinstance(layer, models.ReLU6):
+    if isinstance(layer, nn.ReLU6):
         return torch_nn.ReLU6()
     if isinstance(layer, models.BasicBlock | models.InvertedResidual):
         return _torch_block(torch_nn, layer)
@@ -148,7 +148,7 @@ class _Graph:
             return self._node("MaxPool", [x], kernel_shape=size, strides=stride, pads=pad * 2)
         if isinstance(layer, nn.AdaptiveAvgPool2d) and layer.output_size == 1:
             return self._node("GlobalAveragePool", [x])
-        if isinstance(layer, models.ReLU6):
+        if isinstance(layer, nn.ReLU6):
             low, high = self._arrays(self._dtype.type(0), self._dtype.type(6))
             return self._node("Clip", [x, low, high])
         if isinstance(layer, nn.ReLU):

@@ -28,7 +28,9 @@ LEVELS = ["x86-64-v2", "x86-64-v3", "x86-64-v4", "aarch64", "generic"]
 @pytest.fixture
 def fresh() -> Iterator[None]:
     """Nothing remembered from before, and nothing left behind."""
-    caches = (compiled._load, compiled.isa, compiled.isa_built, compiled.isa_levels)
+    caches = (
+        compiled._load, compiled.engine, compiled.isa, compiled.isa_built, compiled.isa_levels
+    )  # fmt: skip
     for function in caches:
         function.cache_clear()
     yield

@@ -517,7 +517,7 @@ def test_two_layers_with_the_same_weights(rng: np.random.Generator) -> None:
 def test_fused_convolution_is_for_plain_arrays() -> None:
     x, w = images(np.float32), images(np.float32, 6, 4, 3, 3)
     sliding = (1, 0, 1, 1)
-    assert fused.convolution(x, w, sliding, True, "auto") is not None
+    assert fused.convolution(x, w, sliding, np.inf, "auto") is not None
     for others in (
         (x.astype(float), w),
         (x, w.astype(float)),
@@ -526,24 +526,24 @@ def test_fused_convolution_is_for_plain_arrays() -> None:
         (x, w[..., ::-1]),
         (x.tolist(), w),
     ):
-        assert fused.convolution(*others, sliding, True, "auto") is None
-    assert fused.convolution(x, w, sliding, True, "portable") is None
+        assert fused.convolution(*others, sliding, np.inf, "auto") is None
+    assert fused.convolution(x, w, sliding, np.inf, "portable") is None
     with pytest.raises(ValueError, match="there is no method 'fast'"):
-        fused.convolution(x, w, sliding, True, "fast")
+        fused.convolution(x, w, sliding, np.inf, "fast")
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("method", ["gemm", "winograd", "depthwise"])
-@pytest.mark.parametrize("relu", [True, False])
-def test_prepared_weights_change_nothing(method: str, relu: bool, dtype: Any) -> None:
+@pytest.mark.parametrize("ceiling", [0, 1.5, np.inf])
+def test_prepared_weights_change_nothing(method: str, ceiling: float, dtype: Any) -> None:
     groups = 4 if method == "depthwise" else 1
     x, w, b = images(dtype), images(dtype, 8, 4 // groups, 3, 3), images(dtype, 8)
     sliding = (1, 1, 1, groups)
-    plan = fused.convolution(x, w, sliding, relu, method, True)
+    plan = fused.convolution(x, w, sliding, ceiling, method, True)
     packed = plan.prepare(w)
     got = plan((x, w, b, packed))
     want = cnnfast.conv2d(x, w, b, *sliding, method=method)
-    checks.assert_same(got, cnnfast.relu(want) if relu else want, method)
+    checks.assert_same(got, np.clip(want, 0, ceiling) if ceiling else want, method)
     checks.assert_same(plan((x, w, b)), got, "not prepared")
     checks.assert_same(plan((x, w, b, None)), got, "not prepared")
 

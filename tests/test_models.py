@@ -17,7 +17,6 @@ from cnnfast.models import (
     DeepConvNet,
     DistributedScanningMLP,
     InvertedResidual,
-    ReLU6,
     SimpleCNN1d,
     SimpleScanningMLP,
     ThreeLayerConvNet,
@@ -383,7 +382,7 @@ BLOCKS: dict[str, Callable[[], nn.Layer]] = {
     "inverted": lambda: InvertedResidual(3, 3, 1, 2, dtype=F64, rng=rng()),
     "inverted, stride 2": lambda: InvertedResidual(3, 4, 2, 2, dtype=F64, rng=rng()),
     "inverted, no expansion": lambda: InvertedResidual(3, 2, 1, 1, dtype=F64, rng=rng()),
-    "relu6": ReLU6,
+    "relu6": nn.ReLU6,
 }
 
 

@@ -10,4 +10,7 @@
  * not for defence against who makes them on purpose. */
 uint64_t checksum(const void *start, size_t bytes, int threads);
 
+/* One of two, whose order counts. */
+uint64_t checksum_join(uint64_t a, uint64_t b);
+
 #endif

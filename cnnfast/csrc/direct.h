@@ -7,9 +7,9 @@
 /* They return 0, or -1 if there is no memory for the scratch, whose bytes _scratch tells. There is
  * nothing to prepare of the weights: `packed` is ignored. */
 int direct_forward_f32(const struct conv *g, const float *x, const float *w, const float *b,
-                          int relu, float *y, const float *packed, int threads);
+                          double ceiling, float *y, const float *packed, int threads);
 int direct_forward_f64(const struct conv *g, const double *x, const double *w, const double *b,
-                          int relu, double *y, const double *packed, int threads);
+                          double ceiling, double *y, const double *packed, int threads);
 size_t direct_forward_scratch_f32(const struct conv *g, int threads);
 size_t direct_forward_scratch_f64(const struct conv *g, int threads);
 

@@ -9,8 +9,8 @@
  * into packed() bytes; both are NULL in a family that has nothing to prepare. */
 struct family_f32 {
     const char *name;
-    int (*forward)(const struct conv *g, const float *x, const float *w, const float *b, int relu,
-                   float *y, const float *packed, int threads);
+    int (*forward)(const struct conv *g, const float *x, const float *w, const float *b,
+                   double ceiling, float *y, const float *packed, int threads);
     size_t (*forward_scratch)(const struct conv *g, int threads);
     int (*backward_input)(const struct conv *g, const float *dy, const float *w, const float *b,
                           float *dx, int threads);
@@ -25,7 +25,7 @@ struct family_f32 {
 struct family_f64 {
     const char *name;
     int (*forward)(const struct conv *g, const double *x, const double *w, const double *b,
-                   int relu, double *y, const double *packed, int threads);
+                   double ceiling, double *y, const double *packed, int threads);
     size_t (*forward_scratch)(const struct conv *g, int threads);
     int (*backward_input)(const struct conv *g, const double *dy, const double *w,
                           const double *b, double *dx, int threads);

@@ -11,12 +11,12 @@
 
 #include "conv.h"
 
-/* y = x * w + b, and y = max(y, 0) where relu is not 0 (NaN stays). b may be NULL. packed may be
- * NULL, or what _pack wrote for this geometry: its N, H, W, OH and OW do not matter, the rest does. */
-int gemm_forward_f32(const struct conv *g, const float *x, const float *w, const float *b, int relu,
-                     float *y, const float *packed, int threads);
+/* y = x * w + b, cut off at 0 and at `ceiling` unless that is 0. b may be NULL. packed may be NULL,
+ * or what _pack wrote for this geometry: its N, H, W, OH and OW do not matter, the rest does. */
+int gemm_forward_f32(const struct conv *g, const float *x, const float *w, const float *b,
+                     double ceiling, float *y, const float *packed, int threads);
 int gemm_forward_f64(const struct conv *g, const double *x, const double *w, const double *b,
-                     int relu, double *y, const double *packed, int threads);
+                     double ceiling, double *y, const double *packed, int threads);
 
 /* Bytes that _pack writes; 0 where prepared weights would not help. */
 size_t gemm_packed_f32(const struct conv *g);

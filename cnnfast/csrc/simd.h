@@ -85,6 +85,14 @@ static inline vec blend(mask m, vec yes, vec no)
 #endif
 #define LANES ((ptrdiff_t)LANES_CONSTANT)
 
+/* v cut off below at 0 and above at `ceiling`; NaN passes. */
+static inline vec rectified(vec v, real ceiling)
+{
+    const vec zero = splat(0), top = splat(ceiling);
+    v = blend(v < zero, zero, v);
+    return blend(v > top, top, v);
+}
+
 /* memcpy, not a cast pointer: the compilers turn it into one unaligned instruction, and it is
  * defined for every address. */
 static inline vec load(const real *p)

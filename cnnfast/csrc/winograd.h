@@ -20,16 +20,16 @@
 int winograd_supports_f32(const struct conv *g);
 int winograd_supports_f64(const struct conv *g);
 
-/* y = x * w + b, then ReLU if `relu`; b may be NULL. `packed` is NULL or what winograd_pack wrote.
+/* y = x * w + b, cut off at 0 and `ceiling` unless that is 0; b may be NULL. `packed` is NULL or what winograd_pack wrote.
  * 0, or -1 if there is no memory for scratch, as from all functions here. */
 int winograd_forward_f32(const struct conv *g, const float *x, const float *w, const float *b,
-                         int relu, float *y, const float *packed, int threads);
+                         double ceiling, float *y, const float *packed, int threads);
 int winograd_forward_f64(const struct conv *g, const double *x, const double *w, const double *b,
-                         int relu, double *y, const double *packed, int threads);
+                         double ceiling, double *y, const double *packed, int threads);
 int winograd2_forward_f32(const struct conv *g, const float *x, const float *w, const float *b,
-                          int relu, float *y, const float *packed, int threads);
+                          double ceiling, float *y, const float *packed, int threads);
 int winograd2_forward_f64(const struct conv *g, const double *x, const double *w,
-                          const double *b, int relu, double *y, const double *packed,
+                          const double *b, double ceiling, double *y, const double *packed,
                           int threads);
 
 /* Bytes of the transformed weights, and those. They depend on C, F and G, not on N or the size of

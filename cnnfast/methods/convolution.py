@@ -63,15 +63,16 @@ class EngineConvolution(ConvolutionMethod):
         g: Convolution,
         double: bool,
         shape: Shape | None = None,
-        relu: bool = False,
+        ceiling: float = 0,
     ) -> Any:
         """The plan of "forward", "backward_input" or "backward_weights" for these sizes.
 
-        `shape` is the result's, where it is not the one that images have; `relu` is for "forward".
+        `shape` is the result's, where it is not the one that images have. With a `ceiling` other
+        than 0, which is for "forward", the result is cut off there and at 0.
         """
         engine, family = compiled.engine(), self.family(product, g)
         if product == "forward":
-            return engine.Forward(family, sizes(g), double, shape or g.y_shape, relu)
+            return engine.Forward(family, sizes(g), double, shape or g.y_shape, ceiling)
         if product == "backward_input":
             return engine.BackwardInput(family, sizes(g), double, shape or g.x_shape)
         return engine.BackwardWeights(family, sizes(g), double, shape or g.w_shape)
@@ -156,9 +157,9 @@ class Mixed(EngineConvolution):
         g: Convolution,
         double: bool,
         shape: Shape | None = None,
-        relu: bool = False,
+        ceiling: float = 0,
     ) -> Any:
-        return self._methods[product].kernel(product, g, double, shape, relu)
+        return self._methods[product].kernel(product, g, double, shape, ceiling)
 
 
 def _sum_pixels(dy: Any) -> Any:

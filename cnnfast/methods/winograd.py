@@ -16,10 +16,6 @@ from cnnfast.methods.convolution import EngineConvolution
 
 MOST_CHANNELS = 2048  # and filters of a group, as in ``csrc/winograd.h``
 
-# Outputs of at most so many rows and columns are served in tiles of 2x2, larger ones of 4x4, which
-# need fewer multiplications but waste more at the edges.
-SMALL = 4
-
 
 class Winograd(EngineConvolution):
     """Windows of 3x3, undilated, at stride 1."""
@@ -30,7 +26,7 @@ class Winograd(EngineConvolution):
         self.allowed = os.environ.get("CNNFAST_WINOGRAD", "").strip() not in ("0", "false", "off")
 
     def family(self, product: str, g: Convolution) -> str:
-        return "winograd" if max(g.OH, g.OW) > SMALL else "winograd2"
+        return "winograd2" if _few_pixels(g) else "winograd"
 
     def supports(self, call: Call) -> str | None:
         g = call.geometry
@@ -43,6 +39,15 @@ class Winograd(EngineConvolution):
         if not self.allowed:
             return "it is switched off (cnnfast.set_winograd, CNNFAST_WINOGRAD)"
         return super().supports(call)
+
+
+def _few_pixels(g: Convolution) -> bool:
+    """Whether tiles of 2x2 pay: they multiply more, but waste less at the edges of tiny maps, and
+    their transformed weights, 16 instead of 36 for each 9, are most of what one small image costs.
+    """
+    pixels = g.OH * g.OW
+    large = g.C * g.F // g.groups >= 1 << 15  # transformed for 4x4, these would fill the caches
+    return max(g.OH, g.OW) <= 4 or (g.N == 1 and pixels <= (200 if large else 100))
 
 
 METHOD = Winograd()

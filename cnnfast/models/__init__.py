@@ -5,7 +5,7 @@ from __future__ import annotations
 from cnnfast.models.classifier import Classifier
 from cnnfast.models.cnn1d import SimpleCNN1d
 from cnnfast.models.deep import DeepConvNet
-from cnnfast.models.mobilenet import InvertedResidual, ReLU6, mobilenet_v2
+from cnnfast.models.mobilenet import InvertedResidual, mobilenet_v2
 from cnnfast.models.resnet import BasicBlock, cifar_resnet, resnet18
 from cnnfast.models.scanning import DistributedScanningMLP, SimpleScanningMLP
 from cnnfast.models.small import small_cnn
@@ -17,7 +17,6 @@ __all__ = [
     "DeepConvNet",
     "DistributedScanningMLP",
     "InvertedResidual",
-    "ReLU6",
     "SimpleCNN1d",
     "SimpleScanningMLP",
     "ThreeLayerConvNet",

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from cnnfast import arrays, nn
+from cnnfast import nn
 from cnnfast.nn import fusion
 
-__all__ = ["InvertedResidual", "ReLU6", "mobilenet_v2"]
+__all__ = ["InvertedResidual", "mobilenet_v2"]
 
 Array = Any
 
@@ -24,25 +24,6 @@ _STAGES = (
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
-
-
-class ReLU6(nn.Layer):
-    """``min(max(x, 0), 6)``, whose gradient is dy where 0 < x < 6, as in PyTorch.
-
-    Examples
-    --------
-    >>> ReLU6()(np.array([-1.0, 2.0, 7.0]))
-    array([0., 2., 6.])
-    """
-
-    def forward(self, x: Array) -> Array:
-        (values,), library = arrays.admit("ReLU6", x=x)
-        self._saved = values
-        return library.finish(library.xp.clip(values, 0, 6))
-
-    def backward(self, dy: Array) -> Any:
-        (dy, x), library = arrays.admit("ReLU6.backward", dy=dy, x=self._recall())
-        return library.finish(library.xp.where((x > 0) & (x < 6), dy, library.xp.zeros_like(dy)))
 
 
 class InvertedResidual(nn.Layer):
@@ -142,7 +123,7 @@ def _conv_norm(
     return nn.Sequential(
         _conv(in_channels, channels, size, stride, groups, dtype=dtype, rng=rng),
         nn.BatchNorm2d(channels, dtype=dtype),
-        ReLU6(),
+        nn.ReLU6(),
     )
 
 

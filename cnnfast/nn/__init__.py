@@ -1,7 +1,7 @@
 """Layers that hold parameters and gradients, with PyTorch's names, arguments and state dicts."""
 
 from cnnfast.nn import init
-from cnnfast.nn.activation import LeakyReLU, ReLU, Sigmoid, Softmax, Tanh
+from cnnfast.nn.activation import LeakyReLU, ReLU, ReLU6, Sigmoid, Softmax, Tanh
 from cnnfast.nn.container import Residual, Sequential
 from cnnfast.nn.conv import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d
 from cnnfast.nn.dropout import Dropout, Dropout2d
@@ -36,6 +36,7 @@ __all__ = [
     "MaxPool2d",
     "MultiMarginLoss",
     "ReLU",
+    "ReLU6",
     "Residual",
     "Sequential",
     "Sigmoid",

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from cnnfast import arrays
 from cnnfast import functional as F
 from cnnfast.nn.arguments import method_name, number, refuse_inplace, whole
 from cnnfast.nn.layer import Array, Layer, copied
@@ -34,6 +35,33 @@ class ReLU(Layer):
 
     def backward(self, dy: Array) -> Any:
         return F.relu_backward(dy, self._recall(), method=self.method)
+
+
+class ReLU6(Layer):
+    """``min(max(x, 0), 6)``, whose gradient is dy where 0 < x < 6. `inplace` must be False.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnfast import nn
+    >>> nn.ReLU6()(np.array([-1.0, 2.0, 7.0]))
+    array([0., 2., 6.])
+    """
+
+    def __init__(self, inplace: bool = False, *, method: str = "auto") -> None:
+        super().__init__()
+        refuse_inplace("ReLU6", inplace)
+        self.method = method_name("ReLU6", "relu", method)
+
+    def forward(self, x: Array) -> Array:
+        (values,), library = arrays.admit("ReLU6", x=x)
+        self._saved = values
+        y: Array = library.finish(library.xp.clip(values, 0, 6))
+        return y
+
+    def backward(self, dy: Array) -> Any:
+        (dy, x), library = arrays.admit("ReLU6.backward", dy=dy, x=self._recall())
+        return library.finish(library.xp.where((x > 0) & (x < 6), dy, library.xp.zeros_like(dy)))
 
 
 class LeakyReLU(Layer):

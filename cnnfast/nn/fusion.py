@@ -9,14 +9,18 @@ in front of it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from math import inf
 from typing import Any
 
 from cnnfast import fused
-from cnnfast.nn.activation import ReLU
+from cnnfast.nn.activation import ReLU, ReLU6
 from cnnfast.nn.conv import Conv1d, Conv2d
 from cnnfast.nn.layer import Array, Layer
 from cnnfast.nn.normalization import BatchNorm1d, BatchNorm2d
 from cnnfast.nn.prepared import Prepared
+
+# Where these layers cut off their input, beside 0.
+_CEILINGS: dict[Any, float] = {ReLU: inf, ReLU6: 6.0}
 
 _CONVOLUTIONS, _NORMS = (Conv1d, Conv2d), (BatchNorm1d, BatchNorm2d)
 
@@ -66,7 +70,7 @@ class ConvolutionReLU(Step):
         if not fused.free("relu", relu.method):
             return None
         plan = fused.convolution(
-            x, convolution.weight, convolution.sliding, True, convolution.method
+            x, convolution.weight, convolution.sliding, inf, convolution.method
         )
         y = None if plan is None else plan((x, convolution.weight, convolution.bias))
         if y is not None:
@@ -108,7 +112,7 @@ class FoldedConvolution(Step):
             return None
         if relu is not None and not fused.free("relu", relu.method):
             return None
-        y = self._prepared.forward(x, convolution, norm, relu is not None)
+        y = self._prepared.forward(x, convolution, norm, _CEILINGS.get(type(relu), 0))
         if y is not None:
             first, *others = self.layers
             first._saved = x
@@ -142,7 +146,7 @@ def add(a: Array, b: Array) -> Array:
 
 
 def add_relu(a: Array, b: Array, relu: ReLU) -> Array:
-    """What the layer gives for ``a + b``; for its `backward`, do not change the result until then."""
+    """What the layer gives for ``a + b``; the result must not change before its `backward`."""
     y: Array | None = fused.add(a, b, True) if fused.free("relu", relu.method) else None
     if y is None:
         return relu.forward(a + b)
@@ -218,7 +222,7 @@ def _inference_steps(layers: Sequence[Layer]) -> Iterable[Step]:
         if at < len(layers) and _folds(layer, layers[at]):
             norm = layers[at]
             at += 1
-        if at < len(layers) and type(layers[at]) is ReLU:
+        if at < len(layers) and type(layers[at]) in _CEILINGS:
             relu = layers[at]
             at += 1
         yield FoldedConvolution(layer, norm, relu)

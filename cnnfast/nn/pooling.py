@@ -58,6 +58,7 @@ class _MaxPool(Layer):
         )
 
     def forward(self, x: Array) -> Array:
+        y: Any
         indices = taps = None
         if self.training:
             sliding = self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode
@@ -65,16 +66,17 @@ class _MaxPool(Layer):
             if pooled is None:
                 y, indices = self._pool(x, True)
             else:
-                y, *taps = pooled
+                y, taps = pooled
         else:  # inference seldom goes back; if it does, it finds the maxima then
             y = self._pool(x, False)
         self._saved = x, indices, taps
-        return y
+        result: Array = y
+        return result
 
     def backward(self, dy: Array) -> Any:
         x, indices, taps = self._recall()
         if taps is not None:
-            dx = fused.max_pool_backward(dy, x, *taps, self.method)
+            dx = fused.max_pool_backward(dy, x, taps, self.method)
             if dx is not None:
                 return dx
         if indices is None:

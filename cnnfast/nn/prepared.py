@@ -25,17 +25,18 @@ class Prepared:
     """
 
     def __init__(self) -> None:
-        self._sums: tuple[Any, ...] | None = None
+        self._sum: Any = None
         self._weight: Any = None
         self._bias: Any = None
         self._packed: dict[Any, Any] = {}
+        self._plans: dict[Any, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return Prepared().__dict__
 
-    def forward(self, x: Array, layer: Layer, norm: Layer | None = None, relu: bool = False) -> Any:
+    def forward(self, x: Array, layer: Layer, norm: Layer | None = None, ceiling: float = 0) -> Any:
         """The output, or None, with nothing done, where the dispatcher takes another method."""
-        plan = fused.convolution(x, layer.weight, layer.sliding, relu, layer.method, True)
+        plan = self._plan(x, layer, ceiling)
         if plan is None:
             return None
         self._follow(layer, norm)
@@ -45,18 +46,36 @@ class Prepared:
             self._packed[plan] = plan.prepare(self._weight)
         return plan((x, self._weight, self._bias, self._packed[plan]))
 
+    def _plan(self, x: Array, layer: Layer, ceiling: float) -> Any:
+        """The plan for inputs like x, remembered where that follows from what is compared here."""
+        sliding, w = layer.sliding, layer.weight
+        surroundings = fused.surroundings(layer.method)
+        if surroundings is None or type(x) is not np.ndarray:
+            return fused.convolution(x, w, sliding, ceiling, layer.method, True)
+        key = (x.shape, x.dtype, sliding, w.shape, w.dtype, ceiling, surroundings)
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = fused.convolution(x, w, sliding, ceiling, layer.method, True)
+            if len(self._plans) >= _MOST_KERNELS:
+                self._plans.clear()
+            self._plans[key] = plan
+        return plan
+
     def _follow(self, layer: Layer, norm: Layer | None) -> None:
         """Take the arrays again if one of them has changed."""
-        arrays = [layer.weight, layer.bias]
-        if norm is not None:
-            arrays += [norm.weight, norm.bias, norm.running_mean, norm.running_var]
-        sums = (*fused.checksum(*arrays), None if norm is None else norm.eps)
-        if sums != self._sums:
+        if norm is None:
+            found: Any = fused.checksum(layer.weight, layer.bias)
+        else:
+            found = norm.eps, fused.checksum(
+                layer.weight, layer.bias,
+                norm.weight, norm.bias, norm.running_mean, norm.running_var,
+            )  # fmt: skip
+        if found != self._sum:
             self._packed.clear()
             self._weight, self._bias = layer.weight, layer.bias
             if norm is not None:
                 self._weight, self._bias = _folded(layer, norm)
-            self._sums = sums
+            self._sum = found
 
 
 def _folded(layer: Layer, norm: Layer) -> tuple[Array, Array]:

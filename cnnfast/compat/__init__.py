@@ -1,0 +1,1 @@
+"""The courses' own names and argument orders: one module for each course."""

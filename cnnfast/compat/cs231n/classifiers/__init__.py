@@ -1,0 +1,1 @@
+"""The course's ``classifiers``, of which the convolutional one is here."""
