@@ -191,7 +191,7 @@ def judge(g: Geometry, phase: str, rng: Any, rounds: int, shortest: float) -> Ou
         auto, best = median(times["auto"]), min(methods, key=methods.__getitem__)
         # By name and by auto, the chosen method is the same code: the better median is its time.
         regret = min(auto, methods[chosen]) / methods[best] - 1
-        if regret <= LIMIT:
+        if regret <= LIMIT or looks == 2:
             break
         works = {name: works[name] for name in dict.fromkeys(("auto", chosen, best))}
     return Outcome(g, phase, chosen, best, regret, auto, methods, refused, looks)

@@ -84,6 +84,30 @@ def _on_cpu(value: Any) -> bool:
     return "cpu" in str(value.device).lower()
 
 
+def detached(value: Any) -> Any:
+    """An array of what a course's notebook may give: a tensor without its graph, a list as NumPy's.
+
+    None and other arrays are given back as they are. A detached tensor shares its memory.
+    """
+    if getattr(value, "requires_grad", False):
+        return value.detach()
+    known = value is None or isinstance(value, np.ndarray) or is_foreign(value)
+    return value if known else np.asarray(value)
+
+
+def on_host(value: Any) -> Any:
+    """`value` as a NumPy array, copied only if it lies on another device (or is no array)."""
+    here = view("on_host", "value", detached(value))
+    return here if isinstance(here, np.ndarray) else np.asarray(here.cpu())  # PyTorch's word
+
+
+def like(value: Any, example: Any) -> Any:
+    """`value`, in its own dtype, as an array of `example`'s library on `example`'s device."""
+    if not is_foreign(example):
+        return on_host(value)
+    return namespace(example).asarray(detached(value), device=example.device)
+
+
 def dtype_name(x: Any) -> str:
     """``"float32"`` of a NumPy, PyTorch or any other array."""
     return x.dtype.name if isinstance(x, np.ndarray) else str(x.dtype).rpartition(".")[2]

@@ -16,6 +16,7 @@ from typing import Any
 
 from cnnfast import compiled
 from cnnfast.arrays import NUMPY32, NUMPY64, Library
+from cnnfast.costs import cost
 from cnnfast.geometry import Convolution, Geometry, flag
 from cnnfast.methods import (
     cython,
@@ -329,67 +330,6 @@ def _fastest(call: Call, names: tuple[str, ...]) -> Method:
 @cache
 def _mixed(of: tuple[str, ...], names: tuple[str, ...]) -> Mixed:
     return Mixed({p: _KERNELS[name] for p, name in zip(of, names, strict=True)})
-
-
-def cost(method: str, product: str, call: Call) -> float:
-    """How long a convolution's product takes, with the time that `gemm` takes as the unit.
-
-    Only the order of the methods counts. `product` is "forward", "backward_input" or
-    "backward_weights". The numbers were fitted to measurements of 400 random geometries with AVX2
-    (``docs/performance.md``; ``benchmarks/regret.py`` says how good the choices are).
-    """
-    g = call.geometry
-    assert isinstance(g, Convolution)
-    channels, filters = g.C // g.groups, g.F // g.groups
-    if method == "winograd":
-        return _winograd_cost(product, g, channels, filters, call.prepared)
-    lanes = 8 if call.dtype == "float32" else 4
-    sparse = max(g.stride) > 3  # most of what a vector loads is then left out
-    if method == "depthwise":
-        if sparse:
-            return 3.0
-        # The more filters share a channel, the more there is for a matrix product.
-        few = filters <= (3 if product == "forward" else 1)
-        return 0.7 if few or (product == "backward_input" and g.W > 26) else 1.3
-    if method == "direct":
-        if product == "forward":
-            if g.KH * g.KW == 1:
-                return 1.5
-            if filters <= 1.75 * lanes or (channels <= 2 and 2 * lanes < g.OW):
-                return 0.8 if channels * g.KH * g.KW < 50 else 0.95
-            return 1.6 if 1.5 * lanes > g.OW else 1.3 if sparse else 1.01
-        if product == "backward_input":
-            if g.W <= 13:
-                return 0.7
-            return 1.1 if channels * g.KH * g.KW <= 17 or g.OW <= 13 else 0.9
-        if 2 * lanes > g.OW:
-            return 2.0
-        return 0.4 if filters <= lanes / 2 else 1.2
-    return 1.0
-
-
-def _winograd_cost(
-    product: str, g: Convolution, channels: int, filters: int, prepared: bool
-) -> float:
-    """A share of gemm's multiplications, the transforms, and those of the weights.
-
-    Each pixel's transform serves all filters, each result's all channels, and the weights' all
-    pixels. At the edges tiles hang over.
-    """
-    summed = filters if product == "backward_input" else channels
-    if summed < (11 if product == "backward_weights" else 5):
-        return 2.0  # the transforms are most of the work
-    tiles = -(-g.OH // 4) * -(-g.OW // 4)
-    waste = 16 * tiles / max(g.pixels, 1)
-    product_share, by_filters, by_channels, by_pixels = {
-        "forward": (0.34, 0.9, 1.9, 4.0),
-        "backward_input": (0.34, 2.3, 0.3, 7.0),
-        "backward_weights": (0.41, 0.1, 2.8, 12.0),
-    }[product]
-    if product == "backward_weights":
-        by_pixels += 20 * min(channels * filters / 2**18, 1)  # what the caches do not hold
-    of_weights = 0.0 if prepared else by_pixels / max(g.N * g.pixels, 1)
-    return waste * (product_share + by_filters / filters + by_channels / channels) + of_weights
 
 
 def set_winograd(allowed: bool) -> None:

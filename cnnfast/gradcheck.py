@@ -25,7 +25,7 @@ _SMALL = 1e-3  # entries this much smaller than the largest one are compared on 
 _ROUNDING = 32.0  # how many units in the last place a few layers may leave an output off
 
 
-def rel_error(a: ArrayLike, b: ArrayLike) -> float:
+def rel_error(a: ArrayLike, b: ArrayLike, *, floor: float = _FLOOR, overall: bool = False) -> float:
     """The largest relative difference of two arrays, as the courses define it.
 
     ``max(|a - b| / max(1e-8, |a| + |b|))``; 0 for empty arrays, NaN where there is one.
@@ -34,6 +34,11 @@ def rel_error(a: ArrayLike, b: ArrayLike) -> float:
     ----------
     a, b : array_like
         Of one shape.
+    floor : float
+        The 1e-8, which keeps differences of nearly nothing from being blown up.
+    overall : bool
+        Relative to the largest ``|a| + |b|`` of all, as Michigan's course has it, and not to each
+        element's own.
 
     Raises
     ------
@@ -45,6 +50,8 @@ def rel_error(a: ArrayLike, b: ArrayLike) -> float:
     >>> from cnnfast.gradcheck import rel_error
     >>> rel_error([1.0, 3.0], [1.0, 1.0])
     0.5
+    >>> rel_error([9.0, 3.0], [11.0, 1.0], overall=True)
+    0.1
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.shape != b.shape:
@@ -52,7 +59,8 @@ def rel_error(a: ArrayLike, b: ArrayLike) -> float:
     if a.size == 0:
         return 0.0
     with np.errstate(invalid="ignore", over="ignore"):
-        return float(np.max(np.abs(a - b) / np.maximum(_FLOOR, np.abs(a) + np.abs(b))))
+        scale = np.abs(a) + np.abs(b)
+        return float(np.max(np.abs(a - b) / np.maximum(floor, scale.max() if overall else scale)))
 
 
 def numeric_gradient(

@@ -39,6 +39,17 @@ def test_rel_error(a: Any, b: Any, expected: float) -> None:
     assert rel_error(a, b) == pytest.approx(expected, rel=1e-12)
 
 
+def test_rel_error_overall_and_floor() -> None:
+    """4 of 24 where each element's own error is 1/2, 1/7 and 0; and a floor above all of them."""
+    a, b = [1.0, 10.0, 0.0], [3.0, 14.0, 0.0]
+    assert rel_error(a, b) == 0.5
+    assert rel_error(a, b, overall=True) == pytest.approx(4 / 24, rel=1e-15)
+    assert rel_error(a, b, overall=True, floor=40.0) == 0.1
+    assert rel_error(a, b, floor=40.0) == 0.1
+    assert rel_error([], [], overall=True) == 0.0
+    assert math.isnan(rel_error([1.0, math.nan], [1.0, 2.0], overall=True))
+
+
 def test_rel_error_does_not_hide_nan_or_shape() -> None:
     assert math.isnan(rel_error([1.0, math.nan], [1.0, 2.0]))
     assert math.isnan(rel_error([math.nan], [math.nan]))

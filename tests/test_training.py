@@ -84,6 +84,18 @@ def test_first_step_by_hand() -> None:
     np.testing.assert_allclose(w, [0.5, -1.5], rtol=1e-14)
 
 
+def test_state_is_live() -> None:
+    """By hand: 0.9 * 2 + 1 = 2.8 in the buffer, as if a step had been taken."""
+    w = np.zeros(1)
+    optimizer = SGD({"w": w}, lr=0.5, momentum=0.9)
+    optimizer.state["momentum_buffer"]["w"][...] = 2.0
+    optimizer.steps = 1
+    optimizer.step({"w": np.ones(1)})
+    np.testing.assert_allclose(w, [-1.4], rtol=1e-15)
+    np.testing.assert_allclose(optimizer.state["momentum_buffer"]["w"], [2.8], rtol=1e-15)
+    assert SGD({"w": w}).state == {}
+
+
 @pytest.mark.parametrize(("rule", "settings"), SETTINGS)
 def test_state_dict_goes_on_bitwise(rule: str, settings: dict[str, Any]) -> None:
     rng = np.random.default_rng(1)

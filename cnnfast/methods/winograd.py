@@ -26,7 +26,7 @@ class Winograd(EngineConvolution):
         self.allowed = os.environ.get("CNNFAST_WINOGRAD", "").strip() not in ("0", "false", "off")
 
     def family(self, product: str, g: Convolution) -> str:
-        return "winograd2" if _few_pixels(g) else "winograd"
+        return "winograd2" if few_pixels(g) else "winograd"
 
     def supports(self, call: Call) -> str | None:
         g = call.geometry
@@ -41,7 +41,7 @@ class Winograd(EngineConvolution):
         return super().supports(call)
 
 
-def _few_pixels(g: Convolution) -> bool:
+def few_pixels(g: Convolution) -> bool:
     """Whether tiles of 2x2 pay: they multiply more, but waste less at the edges of tiny maps, and
     their transformed weights, 16 instead of 36 for each 9, are most of what one small image costs.
     """

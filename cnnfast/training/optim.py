@@ -117,6 +117,14 @@ class Optimizer:
         out += g
         return out
 
+    @property
+    def state(self) -> dict[str, dict[str, Array]]:
+        """The live arrays by slot, such as ``"exp_avg"``, and parameter; to be written to as well.
+
+        With `steps` they are all that an optimiser remembers; `state_dict` has copies.
+        """
+        return self._state
+
     def state_dict(self) -> dict[str, Any]:
         """All that a later `load_state_dict` needs to go on bitwise: copies, not views.
 

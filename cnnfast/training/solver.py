@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnfast import nn
+from cnnfast.arrays import namespace
 from cnnfast.data.batches import EpochOrder
 from cnnfast.data.dataset import Dataset
 from cnnfast.models.classifier import in_mode, loss_and_grads
@@ -408,15 +409,15 @@ class Solver:
     def _copies(self) -> tuple[dict[str, Array], dict[str, Array]]:
         params, buffers = self.model.params, self._buffers()
         return (
-            {name: np.copy(a) for name, a in params.items()},
-            {name: np.copy(a) for name, a in buffers.items()},
+            {name: namespace(a).asarray(a, copy=True) for name, a in params.items()},
+            {name: namespace(a).asarray(a, copy=True) for name, a in buffers.items()},
         )
 
     def _write(self, params: Mapping[str, Array], buffers: Mapping[str, Array]) -> None:
         # In place, since the optimiser holds the same arrays.
         for live, values in ((self.model.params, params), (self._buffers(), buffers)):
             for name, value in values.items():
-                np.copyto(live[name], value)
+                live[name][...] = value
 
     def _use_best(self) -> None:
         if self.best_params:

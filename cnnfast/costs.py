@@ -1,0 +1,155 @@
+"""How long a convolution takes by each of the engine's methods: what `auto` chooses by.
+
+An estimate is a sum of quantities, each times what one of it takes: vectors multiplied and added,
+vectors read and written, rows begun. The times are those of one thread at AVX2, in nanoseconds,
+fitted to about 1,700 random geometries (non-negative least squares of the relative errors;
+``docs/performance.md``). Only their order counts, which other processors and more threads change
+little; ``benchmarks/regret.py`` says how good the choices are on this one.
+"""
+
+from __future__ import annotations
+
+from cnnfast.geometry import Convolution
+from cnnfast.methods.base import Call
+from cnnfast.methods.winograd import few_pixels
+
+# Nanoseconds, for each method and product, of the quantities below.
+_TIMES = {
+    ("gemm", "forward"): (0.17, 0.38, 0.14, 1.7, 3.7, 0.0, 2.1, 3.9, 1.9, 4.5),
+    ("gemm", "backward_input"): (0.16, 0.64, 0.24, 0.0, 3.5, 1.6, 3.6, 8.0, 2.7, 0.0),
+    ("gemm", "backward_weights"): (0.17, 0.23, 0.25, 1.1, 1.0, 0.0, 2.5, 4.7, 0.31, 7.9),
+    ("winograd", "forward"): (0.18, 0.15, 1.9, 2.5, 1.1, 2.7, 3.2),
+    ("winograd", "backward_input"): (0.18, 0.15, 2.4, 2.0, 1.3, 5.1, 2.0),
+    ("winograd", "backward_weights"): (0.2, 0.074, 1.7, 3.1, 1.8, 4.4, 0.72),
+    ("direct", "forward"): (0.16, 0.19, 0.17, 0.64, 1.1, 1.4, 2.5, 7.9, 0.34, 1.0, 0.0),
+    ("direct", "backward_input"): (0.17, 0.17, 0.066, 1.6, 1.8, 4.2, 4.5, 0.0, 5.2, 1.8, 0.4),
+    ("direct", "backward_weights"): (
+        0.22,
+        0.65,
+        0.088,
+        0.55,
+        0.33,
+        21.0,
+        4.1,
+        8.4,
+        0.41,
+        0.88,
+        0.0,
+    ),
+    ("depthwise", "forward"): (0.32, 0.59, 0.0, 0.0, 8.5, 2.9, 1.2, 0.9, 0.92, 1.9),
+    ("depthwise", "backward_input"): (0.35, 0.62, 0.0, 1.1, 11.0, 6.7, 0.0, 4.0, 0.81, 0.43),
+    ("depthwise", "backward_weights"): (0.32, 0.86, 0.0, 0.0, 38.0, 3.7, 2.8, 1.5, 1.1, 2.5),
+}
+_CALL, _IMAGE = 1000, 100  # units of what a call, and each image of each group, takes by itself
+
+
+def cost(method: str, product: str, call: Call) -> float:
+    """Nanoseconds that a method would take.
+
+    `product` is "forward", "backward_input" or "backward_weights".
+    """
+    g = call.geometry
+    assert isinstance(g, Convolution)
+    lanes = 8 if call.dtype == "float32" else 4
+    quantities = {"gemm": _gemm, "winograd": _winograd, "direct": _direct, "depthwise": _depthwise}
+    found = quantities[method](product, g, lanes, call.prepared)
+    return sum(n * time for n, time in zip(found, _TIMES[method, product], strict=True))
+
+
+Quantities = tuple[float, ...]
+
+
+def _gemm(product: str, g: Convolution, lanes: int, prepared: bool) -> Quantities:
+    """Vectors lie along the filters or along a row, whichever wastes less of them.
+
+    Each has a share in loading its pixels, and in loading its weights.
+    """
+    products, x, y, w = _vectors(g, lanes)
+    rows, width, made, used = g.OH, g.OW, g.F, g.C
+    if product == "backward_input":
+        rows, width, made, used = g.OH, -(-g.W // g.stride[1]), g.C, g.F
+    made, used = made // g.groups, used // g.groups
+    waste = _waste(made, lanes)
+    if product != "backward_weights":
+        waste = min(waste, _waste(width, lanes))
+    images = g.N * g.groups
+    return (
+        products,
+        products * waste,
+        products / made,
+        products / (used * g.KH * g.KW),
+        x,
+        y,
+        0.0 if prepared else w,
+        _CALL,
+        images * _IMAGE,
+        images * rows,
+    )
+
+
+def _winograd(product: str, g: Convolution, lanes: int, prepared: bool) -> Quantities:
+    """Products in the transformed domain, and the transforms of images, results and weights."""
+    rows, columns, made = g.OH, g.OW, g.F // g.groups
+    if product == "backward_input":
+        rows, columns, made = g.H, g.W, g.C // g.groups
+    tile = 2 if few_pixels(g) else 4
+    points = (tile + 2) ** 2 / lanes
+    tiles = g.N * -(-rows // tile) * -(-columns // tile)
+    products = tiles * points * g.F * (g.C // g.groups)
+    return (
+        products,
+        products * _waste(made, 2 * lanes),
+        g.C * tiles * points,
+        g.F * tiles * points,
+        0.0 if prepared else g.F * (g.C // g.groups) * points,
+        _CALL,
+        g.N * g.groups * _IMAGE,
+    )
+
+
+def _direct(product: str, g: Convolution, lanes: int, prepared: bool) -> Quantities:
+    """Vectors along the rows of the result, and rows of the image copied for each step."""
+    products, x, y, w = _vectors(g, lanes)
+    sparse = max(g.stride) > 2  # most of what a vector loads is then left out
+    return (
+        products,
+        products * _waste(g.OW, lanes),
+        products / (g.F // g.groups),
+        x * g.stride[1],
+        y,
+        w,
+        _CALL,
+        g.N * g.C * g.H,
+        g.N * g.F * g.OH,
+        g.N * g.groups * _IMAGE,
+        g.N * g.F * g.H * g.W / lanes if sparse else 0,
+    )
+
+
+def _depthwise(product: str, g: Convolution, lanes: int, prepared: bool) -> Quantities:
+    """Vectors along the rows, and rows that are split by the stride for each filter."""
+    products, x, y, w = _vectors(g, lanes)
+    split = g.N * g.F * g.H * g.W / lanes
+    return (
+        products,
+        products * _waste(g.OW, lanes),
+        x,
+        y,
+        w,
+        _CALL,
+        g.N * g.C * g.H,
+        g.N * g.F * g.OH,
+        split if max(g.stride) > 1 else 0,
+        split if max(g.stride) > 2 else 0,
+    )
+
+
+def _vectors(g: Convolution, lanes: int) -> tuple[float, float, float, float]:
+    """Of products, of x, of y and of w."""
+    w = g.F * (g.C // g.groups) * g.KH * g.KW / lanes
+    return w * g.N * g.pixels, g.N * g.C * g.H * g.W / lanes, g.N * g.F * g.pixels / lanes, w
+
+
+def _waste(n: int, lanes: int) -> float:
+    """Lanes that stay empty where n elements fill vectors, for each that is used."""
+    return -(-n // lanes) * lanes / n - 1
