@@ -3,7 +3,7 @@
 
 Which method serves a call, and with which sizes, follows from the shapes and the dtype of its
 arrays and from its parameters. So the second call that looks like the first needs no check but
-that it does: its arrays are plain NumPy arrays of one dtype, float32 or float64.
+that it does: its arrays are plain NumPy arrays of one dtype, float32 or float64, or int64 indices.
 """
 
 import numpy as np
@@ -11,6 +11,10 @@ import numpy as np
 cdef object ndarray = np.ndarray
 cdef object float32 = np.dtype(np.float32)
 cdef object float64 = np.dtype(np.float64)
+cdef object int64 = np.dtype(np.int64)
+
+# Operations that take indices. Anywhere else integers are converted first, so there is no plan.
+cdef frozenset INDEXED = frozenset({"max_pool1d_backward", "max_pool2d_backward"})
 
 # A program that goes through more shapes than this starts again.
 cdef enum:
@@ -54,7 +58,9 @@ cdef object key(object op, object method, tuple arrays, tuple parameters):
         if type(array) is not ndarray:
             return None
         found = array.dtype
-        if dtype is None:
+        if found is int64 and op in INDEXED:
+            parts.append("int64")
+        elif dtype is None:
             if found is float32:
                 parts.append(32)
             elif found is float64:

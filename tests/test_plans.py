@@ -42,11 +42,7 @@ PLANNED = {
     "softmax": "rows",
     "log_softmax": "rows",
 }
-GRADIENTS = {
-    f"{op}_backward": name.removesuffix(", training")
-    for op, name in PLANNED.items()
-    if not op.startswith("max_pool")  # whose indices are of another dtype
-}
+GRADIENTS = {f"{op}_backward": name.removesuffix(", training") for op, name in PLANNED.items()}
 PLANNED_CASES = [find(op, name) for op, name in (PLANNED | GRADIENTS).items()]
 
 
@@ -114,7 +110,7 @@ def test_another_dtype_or_shape_or_method_is_another_call(case: Case, served: Se
         call(case, np.float32)
     assert len(ran) == 1
     longer = case.arguments(np.float32)
-    for name in ("x", "y", "dy"):
+    for name in ("x", "y", "dy", "indices"):
         if name in longer:
             longer[name] = np.concatenate([longer[name]] * 2)
     if "input_shape" in longer:
