@@ -187,6 +187,8 @@ def update(kind: str, arrays: tuple[Any, ...], *settings: Any) -> bool:
 
     False, with nothing done, where there is no engine or an array is not as kernels need it.
     """
+    if arrays[1].flags.f_contiguous:  # in C order when seen from the other end
+        arrays = tuple(None if a is None else a.T for a in arrays)
     p = arrays[1]
     if compiled.engine_missing() is not None or not _plain(p):
         return False

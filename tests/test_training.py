@@ -97,6 +97,21 @@ def test_state_is_live() -> None:
 
 
 @pytest.mark.parametrize(("rule", "settings"), SETTINGS)
+def test_the_layout_of_a_parameter_changes_nothing(rule: str, settings: dict[str, Any]) -> None:
+    """Transposed parameters, gradients too or not, take the steps that others take."""
+    rng = np.random.default_rng(0)
+    start, steps = rng.standard_normal((5, 7)), rng.standard_normal((3, 5, 7))
+    straight, turned, mixed = start.copy(), start.T.copy().T, start.T.copy().T
+    optimizers = [RULES[rule]({"w": w}, **settings) for w in (straight, turned, mixed)]
+    for g in steps:
+        for optimizer, grad in zip(optimizers, (g, g.T.copy().T, g), strict=True):
+            optimizer.step({"w": grad})
+    np.testing.assert_allclose(turned, straight, rtol=1e-14)
+    np.testing.assert_allclose(mixed, straight, rtol=1e-14)
+    assert turned.flags.f_contiguous
+
+
+@pytest.mark.parametrize(("rule", "settings"), SETTINGS)
 def test_state_dict_goes_on_bitwise(rule: str, settings: dict[str, Any]) -> None:
     rng = np.random.default_rng(1)
     params = named_arrays(rng)

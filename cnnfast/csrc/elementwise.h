@@ -1,4 +1,4 @@
-/* Operations on each element, and biases of channels.
+/* Operations on each element, and the gradients of biases.
  *
  * Arrays hold n elements of one dtype and need no alignment. An output may be one of the inputs,
  * but not overlap one otherwise. Results are the same, bit for bit, for every number of threads.
@@ -40,12 +40,6 @@ void tanh_backward_f64(ptrdiff_t n, const double *dy, const double *x, double *d
 void add_forward_f32(ptrdiff_t n, const float *a, const float *b, int relu, float *y, int threads);
 void add_forward_f64(ptrdiff_t n, const double *a, const double *b, int relu, double *y,
                      int threads);
-
-/* y[n, c, p] += b[c] for y (N, C, P), and then ReLU if `relu`. */
-void add_bias_f32(ptrdiff_t N, ptrdiff_t C, ptrdiff_t P, const float *b, int relu, float *y,
-                  int threads);
-void add_bias_f64(ptrdiff_t N, ptrdiff_t C, ptrdiff_t P, const double *b, int relu, double *y,
-                  int threads);
 
 /* db[c] = the sum of dy[n, c, p] over n and p, in blocks that are added in double. -1 if there was
  * no memory for the blocks' sums, else 0. */

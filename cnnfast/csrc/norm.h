@@ -9,12 +9,6 @@
 
 #include <stddef.h>
 
-/* The mean and the biased variance of every channel; 0 and 0 if N or P is 0. mean, var (C,). */
-void batch_norm_moments_f32(ptrdiff_t N, ptrdiff_t C, ptrdiff_t P, const float *x, double *mean,
-                            double *var, int threads);
-void batch_norm_moments_f64(ptrdiff_t N, ptrdiff_t C, ptrdiff_t P, const double *x, double *mean,
-                            double *var, int threads);
-
 /* y = (x - mean) / sqrt(var + eps) * weight + bias, and then ReLU if `relu`. weight and bias may be
  * NULL for ones and zeros. mean, var, weight, bias (C,). */
 void batch_norm_forward_f32(ptrdiff_t N, ptrdiff_t C, ptrdiff_t P, const float *x,

@@ -13,15 +13,8 @@
 
 #include "conv.h"
 
-/* The most channels, and filters, of a group: what keeps scratch within its bound. */
-#define WINOGRAD_CHANNELS 2048
-
-/* Whether the functions below serve these sizes: 1 or 0. */
-int winograd_supports_f32(const struct conv *g);
-int winograd_supports_f64(const struct conv *g);
-
-/* y = x * w + b, cut off at 0 and `ceiling` unless that is 0; b may be NULL. `packed` is NULL or what winograd_pack wrote.
- * 0, or -1 if there is no memory for scratch, as from all functions here. */
+/* y = x * w + b, cut off at 0 and `ceiling` unless that is 0; b may be NULL. `packed` is NULL or
+ * what winograd_pack wrote. 0, or -1 if there is no memory for scratch, as from all functions here. */
 int winograd_forward_f32(const struct conv *g, const float *x, const float *w, const float *b,
                          double ceiling, float *y, const float *packed, int threads);
 int winograd_forward_f64(const struct conv *g, const double *x, const double *w, const double *b,

@@ -14,7 +14,7 @@ from cnnfast.geometry import Convolution
 from cnnfast.methods.base import Call
 from cnnfast.methods.convolution import EngineConvolution
 
-MOST_CHANNELS = 2048  # and filters of a group, as in ``csrc/winograd.h``
+MOST_CHANNELS = 2048  # and filters of a group: what keeps scratch within its bound
 
 
 class Winograd(EngineConvolution):
