@@ -31,11 +31,11 @@ cdef object exact(object parameter):
     if kind is int or kind is str:
         return parameter
     if kind is bool:
-        return "True" if parameter else "False"
+        return "bool", <int>parameter
     if parameter is None:
-        return "None"
+        return "None", 0
     if kind is float:
-        return "float", parameter
+        return "float", parameter if parameter else str(parameter)  # -0.0 is not 0.0
     if kind is tuple:
         items = []
         for item in <tuple>parameter:

@@ -13,7 +13,7 @@ import pytest
 from cases import FLOATS
 
 import cnnfast
-from cnnfast import compiled, fused, nn
+from cnnfast import compiled, fused, models, nn
 
 pytestmark = pytest.mark.skipif(
     compiled.engine_missing() is not None, reason=str(compiled.engine_missing())
@@ -564,3 +564,104 @@ def test_checksum_tells_arrays_apart() -> None:
         alone = fused.checksum(images(np.float64, 300, 300, 3))
     with cnnfast.threads(3):
         assert fused.checksum(images(np.float64, 300, 300, 3)) == alone
+
+
+@pytest.mark.parametrize(
+    "end",
+    [[], [nn.Flatten()], [nn.Sequential()], [nn.Flatten(), nn.Sequential(nn.Flatten())]],
+    ids=["", "flatten", "empty", "flatten twice"],
+)
+@pytest.mark.parametrize("first", ["convolution", "normalisation", "block"])
+def test_the_output_may_be_written_to_before_the_way_back(first: str, end: list[nn.Layer]) -> None:
+    """What the layers remember of their output must be out of the caller's reach."""
+    rng = np.random.default_rng(0)
+    makers: dict[str, Callable[[], list[nn.Layer]]] = {
+        "convolution": lambda: [nn.Conv2d(4, 4, 3, rng=np.random.default_rng(1)), nn.ReLU()],
+        "normalisation": lambda: [nn.BatchNorm2d(4), nn.ReLU()],
+        "block": lambda: [models.BasicBlock(4, 4, rng=np.random.default_rng(1))],
+    }
+    x = images(np.float32)
+    for layout in ("C", "F"):
+        nets = [nn.Sequential(*makers[first](), *copy.deepcopy(end)) for _ in range(2)]
+        outputs = [net(x) for net in nets]
+        dy = np.asarray(rng.standard_normal(outputs[0].shape), np.float32, order=layout)
+        outputs[1] -= 10
+        checks.assert_same(nets[1].backward(dy), nets[0].backward(dy), first)
+
+
+def test_a_relu_behind_a_normalisation_that_another_method_takes_back() -> None:
+    net = sequential(norm(4), relu)(np.float32, np.random.default_rng(0))
+    x, dy = images(np.float32), images(np.float32, 3, 4, 9, 8)
+    net(x)
+    want = net.backward(dy)
+    net(x)
+    with cnnfast.use("portable"):
+        got = net.backward(dy)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("other", [nn.LeakyReLU(0.5), nn.ReLU6(), nn.Sigmoid()], ids=str)
+def test_another_activation_in_a_block(other: nn.Layer, training: bool) -> None:
+    block = models.BasicBlock(4, 4, rng=np.random.default_rng(0)).train(training)
+    x = 8 * images(np.float32)
+    plain = copy.deepcopy(block)
+    plain.relu2 = nn.LeakyReLU(1.0)  # what is behind it
+    block.relu2 = copy.deepcopy(other)
+    want = copy.deepcopy(other)(plain(x))
+    np.testing.assert_allclose(block(x), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_forward_that_was_put_in_place_of_a_layer_s_own(training: bool) -> None:
+    net = sequential(conv(), norm(), relu)(np.float32, np.random.default_rng(0)).train(training)
+    x = images(np.float32)
+    net(x)
+    net[2].forward = lambda y: y * 0 + 7
+    assert (net(x) == 7).all()
+
+
+def test_arrays_that_change_between_a_fused_pass_and_the_way_back() -> None:
+    net = sequential(conv(), norm(), relu)(np.float32, np.random.default_rng(0)).eval()
+    y = net(images(np.float32))
+    net[1].running_mean += 3
+    with pytest.raises(RuntimeError, match="have changed since the forward pass"):
+        net.backward(np.ones_like(y))
+    net(images(np.float32))
+    net.backward(np.ones_like(y))
+
+
+@pytest.mark.parametrize(
+    ("layers", "shape"),
+    [
+        ((nn.Conv2d(4, 6, 3), nn.BatchNorm1d(6)), (3, 4, 9, 8)),
+        ((nn.Conv1d(4, 6, 3), nn.BatchNorm2d(6)), (3, 4, 9)),
+    ],
+    ids=["images", "signals"],
+)
+def test_a_normalisation_of_another_rank_is_refused(layers: Any, shape: Any) -> None:
+    with pytest.raises(ValueError, match="BatchNorm"):
+        nn.Sequential(*layers).eval()(images(np.float32, *shape))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_checksum_of_changes_that_might_cancel_out(dtype: Any) -> None:
+    """Powers of two, of which some are doubled and others halved, anywhere."""
+    rng = np.random.default_rng(0)
+    w = np.full(32 * 64 * 9, 1.5, dtype)
+    alike = fused.checksum(w)
+    factors = np.array([-4, -2, -1, -0.5, 0.25, 0.5, 2, 4], dtype)
+    pairs = [(0, 160, 2, 0.25), (0, 80, 2, 0.25)]
+    pairs += [(*rng.choice(w.size, 2, replace=False), *rng.choice(factors, 2)) for _ in range(5000)]
+    for i, j, a, b in pairs:
+        changed = w.copy()
+        changed[i] *= a
+        changed[j] *= b
+        assert fused.checksum(changed) != alike, (i, j, a, b)
+    rows = rng.standard_normal((64, 288)).astype(dtype)
+    alike = fused.checksum(rows)
+    for _ in range(500):
+        i, j = rng.choice(64, 2, replace=False)
+        changed = rows.copy()
+        changed[[i, j]] = rows[[j, i]]
+        assert fused.checksum(changed) != alike, (i, j)

@@ -1203,3 +1203,34 @@ def test_layers_can_be_replaced_and_deleted() -> None:
     assert not hasattr(net, "side")
     del net.scale
     assert "scale" not in net.params
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"kernel_size": np.int64(2)},
+        {"kernel_size": np.array([2, 3]), "stride": np.array([1, 2])},
+        {"kernel_size": [3, 3], "padding": np.int32(1), "dilation": np.int8(1)},
+        {"kernel_size": (3, 3), "padding": [(1, 0), (0, 1)], "ceil_mode": np.True_},
+    ],
+    ids=str,
+)
+def test_max_pool_takes_sizes_of_any_kind(sizes: dict[str, Any]) -> None:
+    x = np.random.default_rng(0).standard_normal((2, 3, 7, 8)).astype(np.float32)
+    layer = nn.MaxPool2d(**sizes)
+    y = layer(x)
+    dx = layer.backward(np.ones_like(y))
+    np.testing.assert_array_equal(layer.eval()(x), y)
+    np.testing.assert_array_equal(layer.backward(np.ones_like(y)), dx)
+
+
+def test_relu6_backward() -> None:
+    """By hand, as in PyTorch: NaN lets the gradient pass."""
+    layer = nn.ReLU6()
+    x = np.array([-1, 0, 3, 6, 7, np.nan], np.float16)
+    assert layer(x).dtype == np.float16
+    dx = layer.backward(np.full(6, 2, np.float16))
+    assert dx.dtype == np.float16
+    np.testing.assert_array_equal(dx, [0, 0, 2, 0, 0, 2])
+    with pytest.raises(ValueError, match=r"ReLU6\.backward: dy must have shape"):
+        layer.backward(np.ones(1, np.float16))

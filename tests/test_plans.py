@@ -665,3 +665,16 @@ def test_everything_works_without_the_memory(monkeypatch: pytest.MonkeyPatch) ->
     dispatch.forget()
     with pytest.raises(TypeError, match=r"^conv2d: "):
         cnnfast.conv2d(X, W, stride=1.0)
+
+
+def test_parameters_that_look_alike_are_told_apart() -> None:
+    for _ in range(2):
+        cnnfast.max_pool2d(X, 2, ceil_mode=True)
+        cnnfast.max_pool2d(X, 2, return_indices=True)
+    with pytest.raises((TypeError, ValueError)):
+        cnnfast.max_pool2d(X, 2, ceil_mode="True")
+    with pytest.raises((TypeError, ValueError)):
+        cnnfast.max_pool2d(X, 2, return_indices="True")
+    x = np.array([-1.0, 1.0])
+    for slope in (0.0, -0.0, 0.0, -0.0):
+        assert np.signbit(cnnfast.leaky_relu(x, slope)[0]) == (slope.hex()[0] != "-")

@@ -79,6 +79,38 @@ def bits(result: Any) -> list[bytes]:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("N", "C", "H", "F", "K", "stride", "dilation"),
+    [
+        (1, 64, 14, 64, 5, 1, 1),
+        (1, 64, 14, 64, 3, 1, 1),
+        (1, 128, 10, 70, 3, 2, 1),
+        (2, 40, 9, 260, 3, 1, 2),
+        (1, 600, 12, 20, 7, 1, 1),
+        (1, 20, 12, 600, 7, 1, 1),
+        (3, 7, 5, 445, 6, 3, 1),
+        (1, 256, 7, 256, 1, 1, 1),
+        (1, 5, 40, 300, 5, 1, 1),
+    ],
+)
+def test_the_bits_of_gemm_for_many_taps(
+    N: int, C: int, H: int, F: int, K: int, stride: int, dilation: int, dtype: Any
+) -> None:
+    """Sums so long that they go by pieces, in few blocks or in many."""
+    x, w = normal(N, C, H, H, dtype=dtype), normal(F, C, K, K, dtype=dtype)
+    sliding = stride, K // 2 * dilation, dilation
+    with cnnfast.threads(1):
+        y = cnnfast.conv2d(x, w, None, *sliding, method="gemm")
+        dy = normal(*y.shape, dtype=dtype)
+        alone = bits((y, *cnnfast.conv2d_backward(dy, x, w, *sliding, method="gemm")))
+    for n in (2, 3, 8):
+        with cnnfast.threads(n):
+            y = cnnfast.conv2d(x, w, None, *sliding, method="gemm")
+            many = bits((y, *cnnfast.conv2d_backward(dy, x, w, *sliding, method="gemm")))
+        assert many == alone, f"{n} threads"
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_the_bits_do_not_depend_on_the_number_of_threads(dtype: Any) -> None:
     for name, call in calls(dtype).items():
         with cnnfast.threads(1):

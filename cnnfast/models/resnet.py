@@ -33,7 +33,6 @@ class BasicBlock(nn.Layer):
     -----
     Where the shape changes, a 1x1 convolution with batch norm takes the place of x ("option B").
     PyTorch's block uses one ReLU twice; a layer here remembers one forward pass, so there are two.
-    The output, too, is remembered for `backward`: do not change it before.
 
     References
     ----------
@@ -76,6 +75,7 @@ class BasicBlock(nn.Layer):
             )
         self.relu2 = nn.ReLU()
         self._chain = fusion.Chain()
+        self._end: Any = None
 
     def _main(self) -> tuple[nn.Layer, ...]:
         return self.conv1, self.bn1, self.relu1, self.conv2, self.bn2
@@ -88,10 +88,11 @@ class BasicBlock(nn.Layer):
     def forward(self, x: Array) -> Array:
         y = self._chain.forward(x, self._main(), self.training)
         side = x if self.downsample is None else self.downsample.forward(x)
-        return fusion.add_relu(y, side, self.relu2)
+        self._end = fusion.AddReLU(self.relu2)
+        return self._end.forward(y, side)
 
     def backward(self, dy: Array) -> Any:
-        dy = self.relu2.backward(dy)
+        dy = self._end.backward(dy) if self._end is not None else self.relu2.backward(dy)
         dx = self._chain.backward(dy, self._main(), self.training)
         side = dy if self.downsample is None else self.downsample.backward(dy)
         return None if dx is None or side is None else fusion.add(dx, side)

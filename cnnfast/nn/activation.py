@@ -55,13 +55,18 @@ class ReLU6(Layer):
 
     def forward(self, x: Array) -> Array:
         (values,), library = arrays.admit("ReLU6", x=x)
-        self._saved = values
         y: Array = library.finish(library.xp.clip(values, 0, 6))
+        self._saved = x
         return y
 
     def backward(self, dy: Array) -> Any:
         (dy, x), library = arrays.admit("ReLU6.backward", dy=dy, x=self._recall())
-        return library.finish(library.xp.where((x > 0) & (x < 6), dy, library.xp.zeros_like(dy)))
+        if dy.shape != x.shape:
+            raise ValueError(
+                f"ReLU6.backward: dy must have shape {tuple(x.shape)}, not {tuple(dy.shape)}"
+            )
+        outside = (x <= 0) | (x >= 6)  # a NaN is not
+        return library.finish(library.xp.where(outside, library.xp.zeros_like(dy), dy))
 
 
 class LeakyReLU(Layer):

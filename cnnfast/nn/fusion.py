@@ -14,15 +14,30 @@ from typing import Any
 
 from cnnfast import fused
 from cnnfast.nn.activation import ReLU, ReLU6
-from cnnfast.nn.conv import Conv1d, Conv2d
+from cnnfast.nn.conv import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d
 from cnnfast.nn.layer import Array, Layer
+from cnnfast.nn.linear import Linear
 from cnnfast.nn.normalization import BatchNorm1d, BatchNorm2d
-from cnnfast.nn.prepared import Prepared
+from cnnfast.nn.pooling import (
+    AdaptiveAvgPool2d,
+    AvgPool1d,
+    AvgPool2d,
+    MaxPool1d,
+    MaxPool2d,
+)
+from cnnfast.nn.prepared import Prepared, arrays_sum
+from cnnfast.nn.shape import Flatten
 
 # Where these layers cut off their input, beside 0.
 _CEILINGS: dict[Any, float] = {ReLU: inf, ReLU6: 6.0}
 
 _CONVOLUTIONS, _NORMS = (Conv1d, Conv2d), (BatchNorm1d, BatchNorm2d)
+
+# Layers whose results share no memory with what they are given.
+_FRESH = (
+    *(Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d, BatchNorm1d, BatchNorm2d),
+    *(MaxPool1d, MaxPool2d, AvgPool1d, AvgPool2d, AdaptiveAvgPool2d, Linear),
+)
 
 
 class Step:
@@ -88,14 +103,17 @@ class BatchNormReLU(Step):
             return None
         y = norm.forward_relu(x)
         if y is not None:
-            relu._saved = y
+            relu._saved = None  # its input is made for the way back, if that is asked for
         return y
 
     def fused_backward(self, dy: Array) -> Any:
         norm, relu = self.layers
-        if norm._saved is None or not fused.free("relu_backward", relu.method):
+        if norm._saved is None:
             return None
-        return norm.backward_relu(dy)
+        dx = norm.backward_relu(dy) if fused.free("relu_backward", relu.method) else None
+        if dx is None and relu._saved is None:
+            relu._saved = norm.normalized()
+        return dx
 
 
 class FoldedConvolution(Step):
@@ -105,6 +123,7 @@ class FoldedConvolution(Step):
         super().__init__(*(a for a in (convolution, norm, relu) if a is not None))
         self._arguments = convolution, norm, relu
         self._prepared = Prepared()
+        self._sum: Any = None
 
     def fused_forward(self, x: Array) -> Any:
         convolution, norm, relu = self._arguments
@@ -115,7 +134,7 @@ class FoldedConvolution(Step):
         y = self._prepared.forward(x, convolution, norm, _CEILINGS.get(type(relu), 0))
         if y is not None:
             first, *others = self.layers
-            first._saved = x
+            first._saved, self._sum = x, self._prepared.sum
             for layer in others:
                 layer._saved = None  # they saw no input of their own
         return y
@@ -123,7 +142,13 @@ class FoldedConvolution(Step):
     def backward(self, dy: Array) -> Any:
         first, *others = self.layers
         if others and others[-1]._saved is None:
-            self._replay(first._recall())
+            x = first._recall()
+            if arrays_sum(*self._arguments[:2]) != self._sum:
+                raise RuntimeError(
+                    f"{type(first).__name__}.backward: its arrays, or those of the batch "
+                    f"normalisation behind it, have changed since the forward pass"
+                )
+            self._replay(x)
         return super().backward(dy)
 
     def _replay(self, x: Array) -> None:
@@ -145,13 +170,34 @@ def add(a: Array, b: Array) -> Array:
     return a + b if y is None else y
 
 
-def add_relu(a: Array, b: Array, relu: ReLU) -> Array:
-    """What the layer gives for ``a + b``; the result must not change before its `backward`."""
-    y: Array | None = fused.add(a, b, True) if fused.free("relu", relu.method) else None
-    if y is None:
-        return relu.forward(a + b)
-    relu._saved = y  # positive where the sum is, which is all that backward asks
-    return y
+class AddReLU:
+    """``relu(a + b)``, in one pass where that can be done."""
+
+    def __init__(self, relu: Layer) -> None:
+        self._relu = relu
+        self._terms: Any = None
+
+    def forward(self, a: Array, b: Array) -> Array:
+        y: Any = None
+        if _plainly(self._relu, ReLU) and fused.free("relu", self._relu.method):
+            y = fused.add(a, b, True)
+        if y is None:
+            self._terms = None
+            y = self._relu.forward(add(a, b))
+        else:
+            # The sum is taken again for the way back: the result is the caller's, who may write
+            # to it.
+            self._terms = a, b
+        result: Array = y
+        return result
+
+    def backward(self, dy: Array) -> Any:
+        if self._terms is not None:
+            self._relu._saved = add(*self._terms)
+        return self._relu.backward(dy)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_relu": self._relu, "_terms": None}
 
 
 class Chain:
@@ -178,7 +224,7 @@ class Chain:
 
     def steps(self, layers: tuple[Layer, ...], training: bool) -> list[Step]:
         """The steps, which are found again only if the layers or their modes are others."""
-        modes = (training, *(layer.training for layer in layers))
+        modes = (training, *((a.training, "forward" in a.__dict__) for a in layers))
         if (layers, modes) != self._made_for:
             self._steps = steps(layers, training)
             self._made_for = layers, modes
@@ -198,13 +244,12 @@ def _training_steps(layers: Sequence[Layer]) -> Iterable[Step]:
     while at < len(layers):
         layer, following = layers[at], layers[at + 1] if at + 1 < len(layers) else None
         kind: Any = None
-        if type(following) is ReLU and following.training:
-            # A ReLU that went into a convolution knows its input's signs from its output, which the
-            # caller may write to if it is the last.
-            last = at + 2 == len(layers)
-            if type(layer) in _CONVOLUTIONS and not last:
+        if following is not None and _plainly(following, ReLU) and following.training:
+            # A ReLU that went into a convolution knows its input's signs from its output, which
+            # nobody else must be able to write to.
+            if _plainly(layer, *_CONVOLUTIONS) and _hidden(layers[at + 2 :]):
                 kind = ConvolutionReLU
-            elif type(layer) in _NORMS and layer.training:
+            elif _plainly(layer, *_NORMS) and layer.training:
                 kind = BatchNormReLU
         yield Step(layer) if kind is None else kind(layer, following)
         at += 1 if kind is None else 2
@@ -215,23 +260,38 @@ def _inference_steps(layers: Sequence[Layer]) -> Iterable[Step]:
     while at < len(layers):
         layer = layers[at]
         at += 1
-        if type(layer) not in _CONVOLUTIONS:
+        if not _plainly(layer, *_CONVOLUTIONS):
             yield Step(layer)
             continue
         norm = relu = None
         if at < len(layers) and _folds(layer, layers[at]):
             norm = layers[at]
             at += 1
-        if at < len(layers) and type(layers[at]) in _CEILINGS:
+        if at < len(layers) and _plainly(layers[at], *_CEILINGS):
             relu = layers[at]
             at += 1
         yield FoldedConvolution(layer, norm, relu)
 
 
+def _plainly(layer: Any, *kinds: type) -> bool:
+    """Whether a layer computes what its class says, and not what somebody has put in its place."""
+    return type(layer) in kinds and "forward" not in layer.__dict__
+
+
+def _hidden(behind: Sequence[Layer]) -> bool:
+    """Whether the layers behind an array give none that shares memory with it."""
+    for layer in behind:
+        if type(layer) is not Flatten:
+            return _plainly(layer, *_FRESH)
+    return False
+
+
 def _folds(convolution: Layer, norm: Layer) -> bool:
     """Whether the normalisation is a constant scale and shift of what the convolution gives."""
+    pairs = (Conv1d, BatchNorm1d), (Conv2d, BatchNorm2d)
     return (
-        type(norm) in _NORMS
+        (type(convolution), type(norm)) in pairs
+        and "forward" not in norm.__dict__
         and not norm.training
         and norm.running_mean is not None
         and norm.running_var is not None

@@ -137,6 +137,18 @@ class _BatchNorm(Layer):
         self._keep(dw, db)
         return dx
 
+    def normalized(self) -> Array:
+        """What `forward_relu` gave before its ReLU, computed again."""
+        x, mean, _, rstd = self._recall()
+        like = (-1, *(1,) * (x.ndim - 2))
+        y = (x - np.reshape(mean, like)) * np.reshape(rstd, like)
+        if self.weight is not None:
+            y = y * self.weight.reshape(like)
+        if self.bias is not None:
+            y = y + self.bias.reshape(like)
+        result: Array = y.astype(x.dtype)
+        return result
+
     def _following(self) -> tuple[bool, float]:
         """Whether the running statistics follow this batch, and by how much."""
         momentum = self.momentum

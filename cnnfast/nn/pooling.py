@@ -365,6 +365,9 @@ class AdaptiveAvgPool2d(Layer):
 
 
 def _hashable(value: Any) -> Any:
+    """Sizes as they go into a key, whatever they came in."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
     return value if isinstance(value, int) else tuple(map(_hashable, value))
 
 

@@ -25,7 +25,7 @@ class Prepared:
     """
 
     def __init__(self) -> None:
-        self._sum: Any = None
+        self.sum: Any = None  # of the arrays as they were when last seen
         self._weight: Any = None
         self._bias: Any = None
         self._packed: dict[Any, Any] = {}
@@ -63,19 +63,22 @@ class Prepared:
 
     def _follow(self, layer: Layer, norm: Layer | None) -> None:
         """Take the arrays again if one of them has changed."""
-        if norm is None:
-            found: Any = fused.checksum(layer.weight, layer.bias)
-        else:
-            found = norm.eps, fused.checksum(
-                layer.weight, layer.bias,
-                norm.weight, norm.bias, norm.running_mean, norm.running_var,
-            )  # fmt: skip
-        if found != self._sum:
+        found = arrays_sum(layer, norm)
+        if found != self.sum:
             self._packed.clear()
             self._weight, self._bias = layer.weight, layer.bias
             if norm is not None:
                 self._weight, self._bias = _folded(layer, norm)
-            self._sum = found
+            self.sum = found
+
+
+def arrays_sum(layer: Layer, norm: Layer | None) -> Any:
+    """What tells whether any array of the two layers has changed."""
+    if norm is None:
+        return fused.checksum(layer.weight, layer.bias)
+    statistics = norm.running_mean, norm.running_var
+    arrays = layer.weight, layer.bias, norm.weight, norm.bias, *statistics
+    return norm.eps, fused.checksum(*arrays)
 
 
 def _folded(layer: Layer, norm: Layer) -> tuple[Array, Array]:
