@@ -20,7 +20,7 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -785,9 +785,14 @@ class _Recipe:
     batch_size: int
     lr: float
     width: int
-    flip: float = 0.0
+    flip: float | str = 0.0
     shift: int = 0
     label_smoothing: float = 0.0
+    update_rule: str = "adamw"
+    optim_config: Mapping[str, Any] = field(default_factory=lambda: {"weight_decay": 0.05})
+    schedule: str = "one_cycle"
+    stages: tuple[tuple[float, int], ...] = ()  # until which part of the run, images shrunk by what
+    paced: bool = False  # whether a time limit stretches the schedule
 
 
 _RECIPES = {
@@ -796,7 +801,16 @@ _RECIPES = {
     "cifar10": _Recipe(epochs=10, batch_size=100, lr=1e-2, width=16, flip=0.5, shift=4),
 }
 _TRAINING_IMAGES_TO_CHECK = 5000  # at the end, which should not take as long as an epoch
-_MODELS = ("small", "three-layer", "deep")
+_MODELS = ("small", "three-layer", "deep", "fast")
+_FAST: dict[str, Any] = {
+    "update_rule": "sgd",
+    "optim_config": {"momentum": 0.85, "nesterov": True, "weight_decay": 1e-3},
+    "schedule": "triangular",
+    "batch_size": 128,
+    "lr": 0.2,
+    "label_smoothing": 0.2,
+    "paced": True,
+}
 
 
 def _add_train(commands: Any) -> None:
@@ -807,14 +821,16 @@ def _add_train(commands: Any) -> None:
     parser.add_argument("--epochs", type=_positive, metavar="N")
     parser.add_argument(
         "--time-limit", type=_positive_float, metavar="S",
-        help="seconds of training; loading and the final evaluation come on top",
+        help="seconds of training; loading and the final evaluation come on top; the fast model's "
+        "learning rate ends with it",
     )  # fmt: skip
     parser.add_argument("--batch-size", type=_positive, metavar="N")
-    parser.add_argument("--lr", type=_positive_float, help="the highest learning rate, of Adam")
+    parser.add_argument("--lr", type=_positive_float, help="the highest learning rate")
     parser.add_argument("--checkpoint", metavar="DIR", help="keep the state of the run there")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="default: 0")
     parser.add_argument("--threads", type=_threads, metavar="N", help="default: all processors")
+    parser.add_argument("--profile", action="store_true", help="show where the time of a step goes")
     _add_plot(parser, "the curves and the first filters")
 
 
@@ -822,7 +838,8 @@ def _train(args: argparse.Namespace) -> None:
     import numpy as np
 
     import cnnfast
-    from cnnfast.data import Augment
+    from cnnfast.data import Augment, Stages
+    from cnnfast.data.augment import mirrored
     from cnnfast.nn import CrossEntropyLoss
     from cnnfast.training import Solver
 
@@ -834,6 +851,10 @@ def _train(args: argparse.Namespace) -> None:
         cnnfast.set_num_threads(args.threads)
         _limit_blas(args.threads, screen)
     recipe = _RECIPES[args.data]
+    if args.model == "fast":
+        recipe = replace(recipe, **_FAST)
+        if args.data == "cifar10":
+            recipe = replace(recipe, flip="alternating", shift=0, stages=((0.5, 2), (1.0, 1)))
     rng = np.random.default_rng(args.seed)
     data = _load(args)
     model = _build(args.model, data.input_shape, data.num_classes, recipe.width, rng)
@@ -848,18 +869,21 @@ def _train(args: argparse.Namespace) -> None:
     progress = terminal and importlib.util.find_spec("tqdm") is not None
     if terminal and not progress:
         screen.line("There is no progress bar without tqdm (pip install 'cnnfast[cli]').")
+    augment: Any = Augment(recipe.flip, recipe.shift)
+    if recipe.stages:
+        augment = Stages(tuple((end, replace(augment, shrink=n)) for end, n in recipe.stages))
     # The courses' models bring their own loss.
     loss = CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     solver = Solver(
         model,
         data,
         loss=None if hasattr(model, "loss") else loss,
-        update_rule="adamw",
-        optim_config={"lr": args.lr or recipe.lr, "weight_decay": 0.05},
+        update_rule=recipe.update_rule,
+        optim_config={"lr": args.lr or recipe.lr, **recipe.optim_config},
         num_epochs=args.epochs or recipe.epochs,
         batch_size=args.batch_size or recipe.batch_size,
-        schedule="one_cycle",
-        augment=Augment(recipe.flip, recipe.shift),
+        schedule=recipe.schedule,
+        augment=augment,
         rng=rng,
         progress=progress,
         checkpoint=args.checkpoint,
@@ -875,21 +899,36 @@ def _train(args: argparse.Namespace) -> None:
     start = time.perf_counter()
     # A loss that is not finite is the Solver's to report, once.
     with np.errstate(over="ignore", invalid="ignore"):
-        solver.train(time_limit=args.time_limit)
+        paced = recipe.paced and args.time_limit is not None
+        solver.train(time_limit=args.time_limit, paced=paced)
     seconds = time.perf_counter() - start
+    trained = dict(solver.seconds)
     check = solver.check_accuracy
     accuracies = {
         "train_accuracy": check(data.X_train, data.y_train, _TRAINING_IMAGES_TO_CHECK),
         "val_accuracy": check(data.X_val, data.y_val),
         "test_accuracy": check(data.X_test, data.y_test),
     }
-    spoken = (f"{name.partition('_')[0]} {value:.2%}" for name, value in accuracies.items())
-    screen.line(f"accuracy: {', '.join(spoken)}", "bold")
+    if recipe.flip:
+        accuracies["mirrored_val_accuracy"] = check(data.X_val, data.y_val, views=mirrored)
+        accuracies["mirrored_test_accuracy"] = check(data.X_test, data.y_test, views=mirrored)
+    spoken = [f"{name.partition('_')[0]} {value:.2%}" for name, value in accuracies.items()]
+    screen.line(f"accuracy: {', '.join(spoken[:3])}", "bold")
+    if recipe.flip:
+        both = (accuracies[f"mirrored_{part}_accuracy"] for part in ("val", "test"))
+        screen.line("with the scores of mirror images added: val {:.2%}, test {:.2%}".format(*both))
     rate = (solver.steps - solver.resumed_from) / seconds
     screen.line(
         f"{solver.steps:,} steps, {solver.steps / solver.steps_per_epoch:.3g} epochs, "
         f"{seconds:.1f} s ({rate:,.0f} steps a second)"
     )
+    profile = _profile(trained, solver.steps - solver.resumed_from)
+    if args.profile:
+        rows = [
+            (part, f"{row['ms_per_step']:.3f}", f"{row['share']:.1%}")
+            for part, row in profile.items()
+        ]
+        screen.table("Time of training", ("part", "ms a step", "share"), rows)
     if args.plot is not None:
         title = f"{args.data}, {args.model} model: test accuracy {accuracies['test_accuracy']:.2%}"
         _write(args.plot, _draw_training(solver, model, title, args.plot))
@@ -908,11 +947,25 @@ def _train(args: argparse.Namespace) -> None:
             "epochs": solver.epoch,
             "steps": solver.steps,
             "resumed_from": solver.resumed_from,
+            "profile": profile,
             "loss_history": solver.loss_history,
             "train_acc_history": solver.train_acc_history,
             "val_acc_history": solver.val_acc_history,
         },
     )
+
+
+def _profile(seconds: Mapping[str, float], steps: int) -> dict[str, dict[str, float]]:
+    """For each part of the training loop: seconds, milliseconds a step, share of the whole."""
+    total = sum(seconds.values())
+    return {
+        part: {
+            "seconds": spent,
+            "ms_per_step": 1e3 * spent / max(steps, 1),
+            "share": spent / total if total else 0.0,
+        }
+        for part, spent in {**seconds, "total": total}.items()
+    }
 
 
 def _finds_checkpoint(args: argparse.Namespace) -> bool:
@@ -961,6 +1014,8 @@ def _build(name: str, shape: tuple[int, ...], classes: int, width: int, rng: Any
 
     if name == "small":
         return models.small_cnn(shape, classes, width=width, rng=rng)
+    if name == "fast":
+        return models.fast_cnn(shape, classes, rng=rng)
     if name == "three-layer":
         return models.ThreeLayerConvNet(
             shape, filter_size=5, num_classes=classes, weight_scale="kaiming", rng=rng

@@ -398,6 +398,29 @@ def test_train_the_deep_model(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @needs_digits
+def test_train_shows_where_the_time_went(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "--data", "digits", "--model", "fast", "--time-limit", "0.5"]
+    assert cli.main([*words, "--json", "-"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    profile = value["profile"]
+    assert list(profile) == [
+        "data", "augmentation", "forward", "loss", "backward", "update", "evaluation",
+        "checkpoint", "rest", "total",
+    ]  # fmt: skip
+    total = profile.pop("total")
+    assert total["share"] == 1
+    assert total["seconds"] <= value["seconds"]
+    assert total["ms_per_step"] == pytest.approx(1e3 * total["seconds"] / value["steps"])
+    assert sum(row["seconds"] for row in profile.values()) == pytest.approx(total["seconds"])
+    assert "mirrored_test_accuracy" not in value
+    assert cli.main([*words, "--profile"]) == 0
+    out = capsys.readouterr().out
+    check_reads_well(out)
+    for part in ("augmentation", "evaluation", "total"):
+        assert part in out
+
+
+@needs_digits
 def test_a_training_that_diverges_is_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["train", "--data", "digits", "--lr", "1e30", "--epochs", "1", "--model", "three-layer"]
     assert cli.main(words) == 1

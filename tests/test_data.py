@@ -23,6 +23,7 @@ from cnnfast.data import (
     DataError,
     Dataset,
     EpochOrder,
+    Stages,
     augment,
     load_cifar10,
     load_digits,
@@ -585,6 +586,46 @@ def test_augment_names_bad_arguments() -> None:
         augment.shifted_crop(x[0], rng=RNG(0))
     with pytest.raises(ValueError, match="shifted_crop: shift must be at least 0, got -1"):
         augment.shifted_crop(x, -1, rng=RNG(0))
+
+
+def test_alternating_flips_show_each_image_both_ways_in_two_epochs() -> None:
+    x = RNG(0).normal(size=(1000, 1, 2, 3)).astype(np.float32)
+    copy, indices = x.copy(), np.arange(5000, 6000)
+    first, second, third = (augment.alternating_flip(x, indices, epoch) for epoch in range(3))
+    np.testing.assert_array_equal(x, copy)
+    np.testing.assert_array_equal(first, third)
+    turned = (first == x[..., ::-1]).all(axis=(1, 2, 3))
+    assert 450 < turned.sum() < 550
+    np.testing.assert_array_equal(first[~turned], x[~turned])
+    np.testing.assert_array_equal(second[turned], x[turned])
+    np.testing.assert_array_equal(second[~turned], x[~turned, ..., ::-1])
+    some = np.array([7, 3, 990])
+    np.testing.assert_array_equal(augment.alternating_flip(x[some], indices[some], 0), first[some])
+    with pytest.raises(ValueError, match="alternating flips need the indices"):
+        Augment(flip="alternating", shift=0)(x, rng=RNG(0))
+
+
+def test_mirrored_gives_both_views() -> None:
+    x = RNG(0).normal(size=(2, 3, 4, 5))
+    same, turned = augment.mirrored(x)
+    assert same is x
+    np.testing.assert_array_equal(turned, np.flip(x, 3))
+    assert turned.flags.c_contiguous
+
+
+def test_stages_follow_the_progress_of_the_run() -> None:
+    x = np.arange(32.0).reshape(2, 1, 4, 4)
+    stages = Stages(((0.5, Augment(0.0, 0, shrink=2)), (1.0, Augment(1.0, 0))))
+    small = stages(x, rng=RNG(0), progress=0.49)
+    np.testing.assert_array_equal(small[0, 0], [[2.5, 4.5], [10.5, 12.5]])
+    for progress in (0.5, 1.0):
+        np.testing.assert_array_equal(stages(x, rng=RNG(0), progress=progress), x[..., ::-1])
+    with pytest.raises(ValueError, match=r"Stages: stages must have rising ends, got \[0.5, 0.1\]"):
+        Stages(((0.5, Augment()), (0.1, Augment())))
+    with pytest.raises(ValueError, match="Augment: shrink must be at least 1, got 0"):
+        Augment(shrink=0)
+    with pytest.raises(ValueError, match="Augment: flip must be a number or"):
+        Augment(flip="sometimes")
 
 
 def test_minibatches_cover_everything_once() -> None:

@@ -21,6 +21,7 @@ from cnnfast.models import (
     SimpleScanningMLP,
     ThreeLayerConvNet,
     cifar_resnet,
+    fast_cnn,
     mobilenet_v2,
     resnet18,
     small_cnn,
@@ -345,6 +346,18 @@ def test_scanning_mlps_refuse_weights_that_do_not_fit() -> None:
 # --- the small network
 
 
+def test_fast_cnn_hands_its_channels_on_at_first_and_takes_images_of_any_size() -> None:
+    net = fast_cnn((3, 8, 8), 7, filters=(4, 6, 5), rng=rng()).eval()
+    x = rng(1).normal(size=(3, 3, 8, 8)).astype(np.float32)
+    y = np.maximum(net.pool1(net.conv1(x)), 0) / np.sqrt(np.float32(1 + 1e-5))
+    handed_on = net.conv2(y)[:, :4]
+    np.testing.assert_allclose(handed_on, y, rtol=1e-5, atol=1e-6)
+    assert net(x).shape == net(x[:, :, :4, :4]).shape == (3, 7)
+    again = fast_cnn((3, 8, 8), 7, filters=(4, 6, 5), rng=rng())
+    for name, p in again.params.items():
+        np.testing.assert_array_equal(p, net.params[name])
+
+
 @pytest.mark.parametrize(
     ("shape", "convolutions", "features"),
     [((1, 8, 8), 2, 64 * 16), ((1, 28, 28), 4, 256 * 9), ((3, 32, 32), 4, 256 * 16)],
@@ -581,6 +594,8 @@ def test_depths_and_starts_of_residual_networks() -> None:
             lambda: SimpleCNN1d(10, 1, [2, 2], [3, 9], [1, 1], 5),
             r"kernel_sizes\[1\] is 9, longer th",
         ),
+        (lambda: fast_cnn((3, 4, 8)), "fast_cnn: images of 4x8 are too small for 3 poolings"),
+        (lambda: fast_cnn(filters=()), "fast_cnn: filters is empty"),
         (lambda: small_cnn((8, 8)), r"small_cnn: input_shape must be \(C, H, W\)"),
         (lambda: cifar_resnet(18), "cifar_resnet: depth must be 6n . 2, such as 8 or 20, not 18"),
         (lambda: cifar_resnet(2), "cifar_resnet: depth must be 6n . 2"),

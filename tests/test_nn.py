@@ -52,6 +52,8 @@ LAYERS: list[tuple[str, tuple[Any, ...], dict[str, Any], tuple[int, ...]]] = [
     ("AvgPool2d", (3, 2, 1), {"count_include_pad": False, "ceil_mode": True}, (1, 2, 4, 5)),
     ("AvgPool2d", (2, 2), {"divisor_override": 3}, (1, 2, 4, 5)),
     ("AdaptiveAvgPool2d", (1,), {}, (2, 3, 4, 3)),
+    ("AdaptiveMaxPool2d", (1,), {}, (2, 3, 4, 3)),
+    ("AdaptiveMaxPool2d", ((1, 1),), {}, (1, 2, 5, 1)),
     ("AdaptiveAvgPool2d", ((2, 3),), {}, (2, 2, 4, 6)),
     ("AdaptiveAvgPool2d", ((2, 3),), {}, (2, 2, 5, 4)),
     ("AdaptiveAvgPool2d", ((None, 4),), {}, (1, 2, 3, 2)),
@@ -1032,6 +1034,7 @@ def test_layers_go_to_other_processes(rng: np.random.Generator) -> None:
         (TypeError, "kernel_size", lambda: nn.AvgPool2d(2.0)),
         (ValueError, "output_size", lambda: nn.AdaptiveAvgPool2d((1, 2, 3))),
         (ValueError, "output_size", lambda: nn.AdaptiveAvgPool2d(0)),
+        (ValueError, "output_size must be 1, not 2", lambda: nn.AdaptiveMaxPool2d(2)),
         (
             TypeError,
             "1 must be a layer, not function",
@@ -1067,6 +1070,8 @@ def test_a_loss_method_that_is_not_there(name: str) -> None:
     ("layer", "shape", "words"),
     [
         (nn.AdaptiveAvgPool2d(None), (1, 1, 0, 3), r"AdaptiveAvgPool2d: x has an empty axis"),
+        (nn.AdaptiveMaxPool2d(1), (1, 1, 0, 3), r"AdaptiveMaxPool2d: x has an empty axis"),
+        (nn.AdaptiveMaxPool2d(1), (2, 3), r"AdaptiveMaxPool2d: x must have shape \(N, C, H, W\)"),
         (nn.Conv2d(4, 2, 3), (8, 3, 32, 32), r"4 input channels.* 3 .*\(8, 3, 32, 32\)"),
         (nn.Conv2d(3, 2, 3), (3, 32, 32), r"N, C, H, W"),
         (nn.BatchNorm2d(4), (2, 3, 4, 4), r"BatchNorm2d: x must have 4 channels, not 3"),

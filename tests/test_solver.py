@@ -239,6 +239,17 @@ def test_check_accuracy() -> None:
         solver.check_accuracy(X[:0], y[:0])
 
 
+def test_scores_of_views_are_added() -> None:
+    model = nn.Linear(2, 2, bias=False)
+    model.weight[...] = np.eye(2)
+    X, y = np.array([[3.0, 2.0], [0.0, 1.0]]), np.array([1, 1])
+    data = {"X_train": X, "y_train": y, "X_val": X, "y_val": y}
+    solver = Solver(model, data, rng=rng())
+    assert solver.check_accuracy(X, y) == 0.5
+    assert solver.check_accuracy(X, y, views=lambda x: (x, x + np.array([0.0, 3.0]))) == 1.0
+    assert solver.check_accuracy(X, y, views=lambda x: (x, x + np.array([3.0, 0.0]))) == 0.0
+
+
 def test_labels_that_would_give_a_false_accuracy_are_refused() -> None:
     data = toy_data()
     for name in ("y_train", "y_val"):
@@ -367,6 +378,56 @@ def test_stopped_run_goes_on_as_if_never_stopped(clock: Clock) -> None:
     assert parts.loss_history == whole.loss_history
     equal(parts.optimizer.state_dict()["state"], whole.optimizer.state_dict()["state"])
     assert len(parts.val_acc_history) > len(whole.val_acc_history)
+
+
+def test_paced_schedule_ends_with_the_time(clock: Clock) -> None:
+    rates: list[float] = []
+
+    def schedule(step: int) -> float:
+        rates.append(step / solver.total_steps)
+        return 1.0 - step / solver.total_steps
+
+    solver = Timed(
+        toy_model(), toy_data(), num_epochs=1000, batch_size=10, rng=rng(1), schedule=schedule
+    )
+    solver.clock = clock
+    solver.train(time_limit=103.0, paced=True)
+    assert clock.now <= 103.0
+    assert solver.steps < solver.total_steps / 20
+    assert rates == sorted(rates)
+    # A step takes 1 s, and after the last one come 3 s of evaluation.
+    assert rates[0] == 0.0
+    assert 0.9 < rates[-1] <= 1.0
+    assert solver.progress == pytest.approx(rates[-1], abs=1e-3)
+
+    # What is left of a schedule is spread over the next limit, whatever `num_epochs` says.
+    solver.progress = 0.5
+    rates.clear()
+    solver.train(time_limit=40.0, paced=True)
+    assert rates[0] == 0.5
+    assert rates[-1] > 0.8
+    short = Timed(toy_model(), toy_data(), num_epochs=1, batch_size=10, rng=rng(1))
+    short.clock = clock
+    short.train(time_limit=50.0, paced=True)
+    assert short.steps > short.total_steps
+    with pytest.raises(ValueError, match=r"Solver\.train: paced needs a time_limit"):
+        short.train(paced=True)
+
+
+def test_seconds_say_where_the_time_went() -> None:
+    parts = ["data", "augmentation", "forward", "loss", "backward", "update", "evaluation"]
+    for model in (toy_model(), DeepConvNet((2, 4, 4), [4], [0], num_classes=3, dtype=float)):
+        solver = Solver(
+            model, toy_data(), num_epochs=2, batch_size=10, rng=rng(1), augment=Augment(0.5, 0)
+        )
+        began = time.perf_counter()
+        solver.train()
+        took = time.perf_counter() - began
+        assert list(solver.seconds) == [*parts, "checkpoint", "rest"]
+        assert all(solver.seconds[part] > 0 for part in parts)
+        assert solver.seconds["checkpoint"] == 0
+        assert solver.seconds["rest"] > 0
+        assert 0.5 * took < sum(solver.seconds.values()) <= took
 
 
 def test_time_limit_for_real() -> None:
@@ -622,7 +683,7 @@ def test_without_resume_a_run_begins_at_the_beginning(
         ({"optim_config": {"lr": 0.01, "amsgrad": True}}, "optim_config"),
         ({"lr_decay": 1.0}, "lr_decay 0.9, this one has 1.0"),
         ({"num_epochs": 5}, r"schedule OneCycle\(total_steps=16.*has OneCycle\(total_steps=20"),
-        ({"augment": None}, r"augment Augment\(flip=0.5, shift=0\), this one has None"),
+        ({"augment": None}, r"augment Augment\(flip=0.5, shift=0, shrink=1\), this one has None"),
     ],
 )
 def test_checkpoint_of_another_run_is_refused(
@@ -857,6 +918,70 @@ def test_killed_process_resumes_bitwise(tmp_path: Path) -> None:
         assert run("parts", kill_at) == -9
     assert run("parts", -1) == 0
     with np.load(tmp_path / "whole.npz") as whole, np.load(tmp_path / "parts.npz") as parts:
+        equal(dict(whole), dict(parts))
+
+
+RESUMING = textwrap.dedent(
+    """
+    import sys
+    import numpy as np
+    from cnnfast import nn
+    from cnnfast.data import Augment
+    from cnnfast.training import Solver
+
+    folder, every, out = sys.argv[1], int(sys.argv[2]) or None, sys.argv[3]
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(80, 2, 8, 8)).astype(np.float32)
+    y = np.arange(80) % 3
+    data = {"X_train": X[:60], "y_train": y[:60], "X_val": X[60:], "y_val": y[60:]}
+    model = nn.Sequential(
+        nn.Conv2d(2, 6, 3, padding=1, rng=rng), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Dropout(0.2, rng=rng), nn.Linear(96, 3, rng=rng),
+    )
+    solver = Solver(model, data, update_rule="adam", num_epochs=300, batch_size=10, rng=rng,
+                    schedule="one_cycle", augment=Augment(flip=0.5, shift=1), checkpoint=folder,
+                    checkpoint_every=every, resume=True)
+    print("step", solver.resumed_from, flush=True)
+    solver.train()
+    solver._take_up()
+    np.savez(out, **model.state_dict(), loss=solver.loss_history, val=solver.val_acc_history)
+    """
+)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_run_killed_at_twenty_random_moments_resumes_bitwise(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+
+    def start(folder: str, every: int) -> subprocess.Popen[str]:
+        words = [str(tmp_path / folder), str(every), str(tmp_path / f"{folder}.npz")]
+        return subprocess.Popen(
+            [sys.executable, "-c", RESUMING, *words], stdout=subprocess.PIPE, text=True
+        )
+
+    def wait_for_steps(process: subprocess.Popen[str]) -> int:
+        assert process.stdout is not None
+        return int(process.stdout.readline().split()[1])
+
+    # At any instant: between two steps, in one, while a checkpoint is written or put in place.
+    moments = rng(20).uniform(0, 0.08, size=20)
+    reached = []
+    for moment in moments:
+        with start("parts", every=1) as process:
+            reached.append(wait_for_steps(process))
+            time.sleep(moment)
+            process.kill()
+        assert process.returncode == -9
+    for folder in ("whole", "parts"):
+        with start(folder, every=0) as process:
+            reached.append(wait_for_steps(process))
+        assert process.returncode == 0
+    *lives, fresh, resumed = reached
+    assert lives == sorted(lives)
+    assert fresh == 0
+    assert 20 < resumed < 1800
+    with np.load(tmp_path / "whole.npz") as whole, np.load(tmp_path / "parts.npz") as parts:
+        assert len(whole["loss"]) == 1800
         equal(dict(whole), dict(parts))
 
 

@@ -1125,7 +1125,13 @@ class Solver(training.Solver):
         configs: dict[str, dict[str, Any]] = self.optimizer.configs
         return configs
 
-    def train(self, time_limit: float | None = None, return_best_params: bool = True) -> None:
+    def train(
+        self,
+        time_limit: float | None = None,
+        return_best_params: bool = True,
+        *,
+        paced: bool = False,
+    ) -> None:
         """Train to the end, or for so many seconds.
 
         Parameters
@@ -1134,8 +1140,10 @@ class Solver(training.Solver):
             Seconds for everything.
         return_best_params : bool
             Whether the model ends with the weights that validated best, or with the newest.
+        paced : bool
+            See `cnnfast.training.Solver.train`.
         """
-        super().train(time_limit)
+        super().train(time_limit, paced=paced)
         if not return_best_params:
             self._take_up()
 
@@ -1157,13 +1165,20 @@ class Solver(training.Solver):
         return train, val
 
     def check_accuracy(
-        self, X: Array, y: Array, num_samples: int | None = None, batch_size: int = 100
+        self,
+        X: Array,
+        y: Array,
+        num_samples: int | None = None,
+        batch_size: int = 100,
+        **options: Any,
     ) -> float:
         """The part of the examples that the model puts into their class, between 0 and 1."""
-        return super().check_accuracy(on_host(X), on_host(y), num_samples, batch_size)
+        return super().check_accuracy(on_host(X), on_host(y), num_samples, batch_size, **options)
 
-    def _loss(self, X: Array, y: Array) -> Any:
-        return self.model.loss(self._batch(X), self._batch(y))
+    def _loss(self, X: Array, y: Array, lap: Callable[[str], None]) -> Any:
+        result = self.model.loss(self._batch(X), self._batch(y))
+        lap("loss")
+        return result
 
     def _scores(self, X: Array) -> Array:
         return on_host(self.model.loss(self._batch(X)))

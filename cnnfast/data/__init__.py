@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cnnfast.data import augment
-from cnnfast.data.augment import Augment
+from cnnfast.data.augment import Augment, Stages
 from cnnfast.data.batches import EpochOrder, minibatches
 from cnnfast.data.cifar import load_cifar10
 from cnnfast.data.dataset import DataError, Dataset
@@ -15,6 +15,7 @@ __all__ = [
     "DataError",
     "Dataset",
     "EpochOrder",
+    "Stages",
     "augment",
     "load_cifar10",
     "load_digits",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from cnnfast.models.classifier import Classifier
 from cnnfast.models.cnn1d import SimpleCNN1d
 from cnnfast.models.deep import DeepConvNet
+from cnnfast.models.fast import fast_cnn
 from cnnfast.models.mobilenet import InvertedResidual, mobilenet_v2
 from cnnfast.models.resnet import BasicBlock, cifar_resnet, resnet18
 from cnnfast.models.scanning import DistributedScanningMLP, SimpleScanningMLP
@@ -21,6 +22,7 @@ __all__ = [
     "SimpleScanningMLP",
     "ThreeLayerConvNet",
     "cifar_resnet",
+    "fast_cnn",
     "mobilenet_v2",
     "resnet18",
     "small_cnn",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, overload
 
@@ -45,6 +45,16 @@ class Classifier(nn.Sequential):
         self.reg = reg
         self.l2_factor = l2_factor
         self.dtype: np.dtype[Any] = np.dtype(dtype)
+        self._lap: Callable[[str], None] = _untimed
+
+    @contextmanager
+    def timed(self, lap: Callable[[str], None]) -> Iterator[None]:
+        """Let `loss` call `lap` with "forward", "loss" and "backward" when each is done."""
+        self._lap = lap
+        try:
+            yield
+        finally:
+            self._lap = _untimed
 
     @overload
     def loss(self, X: Array, y: None = None) -> Array: ...
@@ -73,7 +83,7 @@ class Classifier(nn.Sequential):
             with in_mode(self, training=False):
                 return self.forward(X)
         with in_mode(self, training=True):
-            loss, grads = loss_and_grads(self, nn.CrossEntropyLoss(), X, y)
+            loss, grads = loss_and_grads(self, nn.CrossEntropyLoss(), X, y, self._lap)
         if self.reg:
             strength = self.l2_factor * self.reg
             for name, layer in self.named_layers():
@@ -84,17 +94,29 @@ class Classifier(nn.Sequential):
         return loss, grads
 
 
+def _untimed(part: str) -> None:
+    """Nobody asks where the time goes."""
+
+
 def loss_and_grads(
-    network: nn.Layer, criterion: nn.Loss, X: Array, y: Array
+    network: nn.Layer, criterion: nn.Loss, X: Array, y: Array, lap: Callable[[str], None]
 ) -> tuple[float, dict[str, Array]]:
-    """The loss of a batch and its gradient for each parameter, the layers' own arrays."""
-    loss = criterion(network.forward(X), y)
+    """The loss of a batch and its gradient for each parameter, the layers' own arrays.
+
+    `lap` is told when the forward pass, the loss and the backward pass are done.
+    """
+    scores = network.forward(X)
+    lap("forward")
+    loss = criterion(scores, y)
+    dscores = criterion.backward()
+    lap("loss")
     # Nobody asks for the gradient by the images, and the first layer's is a costly one.
     wanted, network.needs_input_grad = network.needs_input_grad, False
     try:
-        network.backward(criterion.backward())
+        network.backward(dscores)
     finally:
         network.needs_input_grad = wanted
+    lap("backward")
     return loss, dict(network.grads)
 
 

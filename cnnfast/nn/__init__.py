@@ -9,12 +9,20 @@ from cnnfast.nn.layer import Layer
 from cnnfast.nn.linear import Linear
 from cnnfast.nn.loss import CrossEntropyLoss, Loss, MSELoss, MultiMarginLoss
 from cnnfast.nn.normalization import BatchNorm1d, BatchNorm2d
-from cnnfast.nn.pooling import AdaptiveAvgPool2d, AvgPool1d, AvgPool2d, MaxPool1d, MaxPool2d
+from cnnfast.nn.pooling import (
+    AdaptiveAvgPool2d,
+    AdaptiveMaxPool2d,
+    AvgPool1d,
+    AvgPool2d,
+    MaxPool1d,
+    MaxPool2d,
+)
 from cnnfast.nn.serialization import load, save
 from cnnfast.nn.shape import Flatten
 
 __all__ = [
     "AdaptiveAvgPool2d",
+    "AdaptiveMaxPool2d",
     "AvgPool1d",
     "AvgPool2d",
     "BatchNorm1d",

@@ -140,6 +140,51 @@ class MaxPool2d(_MaxPool):
     _ndim = 2
 
 
+class AdaptiveMaxPool2d(_MaxPool):
+    """The largest element of each channel of ``(N, C, H, W)``, whatever its size.
+
+    Parameters
+    ----------
+    output_size : 1 or (1, 1)
+        Of PyTorch's layer, no other size is supported.
+    return_indices : False
+        As for `MaxPool2d`.
+    method : str, keyword only
+        As for `cnnfast.max_pool2d`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnfast import nn
+    >>> nn.AdaptiveMaxPool2d(1)(np.array([[[[1.0, 5.0], [2.0, 4.0]]]]))
+    array([[[[5.]]]])
+    """
+
+    _ndim = 2
+
+    def __init__(
+        self, output_size: Any, return_indices: bool = False, *, method: str = "auto"
+    ) -> None:
+        super().__init__(1, return_indices=return_indices, method=method)
+        pair = output_size if isinstance(output_size, tuple | list) else (output_size,) * 2
+        if list(pair) != [1, 1]:
+            raise ValueError(f"AdaptiveMaxPool2d: output_size must be 1, not {output_size!r}")
+        self.output_size = output_size
+
+    def forward(self, x: Array) -> Array:
+        shape = np.shape(x)
+        rank("AdaptiveMaxPool2d", "x", shape, "N, C, H, W")
+        if 0 in shape[1:]:
+            raise ValueError(
+                f"AdaptiveMaxPool2d: x has an empty axis (shape {shape}); only N may be 0"
+            )
+        self.kernel_size = self.stride = shape[2:]
+        return super().forward(x)
+
+    def extra_repr(self) -> str:
+        return f"output_size={self.output_size}"
+
+
 class _AvgPool(Layer):
     """What both average poolings hold."""
 

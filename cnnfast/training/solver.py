@@ -6,8 +6,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from cnnfast import nn
 from cnnfast.arrays import namespace
+from cnnfast.data.augment import Augment, Stages
 from cnnfast.data.batches import EpochOrder
 from cnnfast.data.dataset import Dataset
-from cnnfast.models.classifier import in_mode, loss_and_grads
+from cnnfast.models.classifier import Classifier, in_mode, loss_and_grads
 from cnnfast.training import checkpoint as checkpoints
 from cnnfast.training.checkpoint import CheckpointError
 from cnnfast.training.optim import SGD, Adam, AdamW, RMSprop
@@ -82,7 +83,8 @@ class Solver:
     loss : nn.Loss, optional
         For a layer without a `loss` of its own; `nn.CrossEntropyLoss` if not given.
     augment : callable, optional
-        Called as ``augment(X, rng=rng)`` on each batch of training images.
+        Called as ``augment(X, rng=rng)`` on each batch of training images; an `Augment` or
+        `Stages` is told the progress of the run, the epoch, and which images they are, too.
     num_train_samples, num_val_samples : int, optional
         How many examples the accuracies are taken from, evenly spaced; None for all.
     rng : numpy.random.Generator, optional
@@ -116,6 +118,13 @@ class Solver:
         Steps taken, to be taken, in each epoch.
     epoch : int
         Epochs finished.
+    progress : float
+        How much of the run is done, from 0 to 1: of the steps, or of the time (see `train`).
+    seconds : dict[str, float]
+        Where the time of `train` and `step` went: ``"data"`` (gathering a batch),
+        ``"augmentation"``, ``"forward"``, ``"loss"``, ``"backward"``, ``"update"``,
+        ``"evaluation"``, ``"checkpoint"`` and ``"rest"``. All that a `loss` of the model's own
+        takes is in ``"loss"``, unless it is a `Classifier`. Not in checkpoints.
     resumed_from : int
         The step of the checkpoint that this run goes on from; 0 if it began at the beginning.
 
@@ -193,7 +202,7 @@ class Solver:
         self.num_epochs = num_epochs
         self.num_train_samples = num_train_samples
         self.num_val_samples = num_val_samples
-        self.progress = progress
+        self._shows_progress = progress
         self.allow_nonfinite = allow_nonfinite
 
         self.optimizer = _optimizer(model, update_rule, optim_config or {})
@@ -209,6 +218,8 @@ class Solver:
         self.schedule: Schedule = schedule
 
         self.steps = 0
+        self.progress = 0.0
+        self.seconds = dict.fromkeys(_PARTS, 0.0)
         self.loss_history: list[float] = []
         self.train_acc_history: list[float] = []
         self.val_acc_history: list[float] = []
@@ -217,6 +228,8 @@ class Solver:
         self._best_buffers: dict[str, Array] = {}
         # The steps after which the last evaluation and the last checkpoint were made.
         self._evaluated = self._saved = 0
+        # The progress by the clock, in a run that follows it.
+        self._paced: float | None = None
         # The newest weights, while the model has the best ones.
         self._set_aside: tuple[dict[str, Array], dict[str, Array]] | None = None
 
@@ -236,7 +249,7 @@ class Solver:
     def epoch(self) -> int:
         return self.steps // self.steps_per_epoch
 
-    def train(self, time_limit: float | None = None) -> None:
+    def train(self, time_limit: float | None = None, *, paced: bool = False) -> None:
         """Train to the end of the last epoch, or for so many seconds.
 
         Called again after a time limit it goes on where it stopped, from the newest weights.
@@ -246,7 +259,12 @@ class Solver:
         time_limit : float, optional
             Seconds for everything: steps, accuracies, checkpoints. At least one step is made. A
             run that stops between epochs takes the accuracies once more, so that the newest
-            weights can be the best ones. The schedule knows nothing of the limit.
+            weights can be the best ones.
+        paced : bool
+            Whether the schedule follows the time instead of the steps, so that it ends when the
+            time does: what is left of it is spread over the limit, and `num_epochs` has no say in
+            when the run ends. How many steps that makes depends on the machine, so such a run is
+            not repeated bitwise.
 
         Raises
         ------
@@ -258,7 +276,10 @@ class Solver:
             _number("Solver.train: time_limit", time_limit)
             if not time_limit > 0:
                 raise ValueError(f"Solver.train: time_limit must be positive, got {time_limit!r}")
+        elif paced:
+            raise ValueError("Solver.train: paced needs a time_limit")
         clock = _Clock(time_limit)
+        begun, counted = self.progress, sum(self.seconds.values())
         self._take_up()
         before = self._modes()
         if isinstance(self.model, nn.Layer) and not self.model.training:
@@ -267,7 +288,9 @@ class Solver:
             if self.steps == 0:
                 self._save_checkpoint()
             with self._progress_bar() as bar:
-                while self.steps < self.total_steps and not clock.is_up():
+                while (paced or self.steps < self.total_steps) and not clock.is_up():
+                    if paced:
+                        self._paced = begun + (1.0 - begun) * clock.done()
                     with clock.measured("step"):
                         self.step()
                     if self.steps == 1 or self.steps % self.steps_per_epoch == 0:
@@ -284,19 +307,31 @@ class Solver:
                     self.evaluate()
                     bar(0)
         finally:
+            self._paced = None
             for layer, mode in before:
                 layer.training = mode
+            counted = sum(self.seconds.values()) - counted
+            self.seconds["rest"] += clock.elapsed() - counted
         self._use_best()
 
     def step(self) -> float:
         """Make one update on the next minibatch, and return its loss."""
+        lap = _Laps(self.seconds)
+        at = self.steps
+        if self._paced is not None:
+            self.progress, at = self._paced, int(self._paced * self.total_steps)
         batch = self._order.next()
         X, y = self.X_train[batch], self.y_train[batch]
+        lap("data")
         if self.augment is not None:
-            X = self.augment(X, rng=self.rng)
-        loss, grads = self._loss(X, y)
+            moment: dict[str, Any] = {}
+            if isinstance(self.augment, Augment | Stages):
+                moment = {"progress": self.progress, "epoch": self.epoch, "indices": batch}
+            X = self.augment(X, rng=self.rng, **moment)
+            lap("augmentation")
+        loss, grads = self._loss(X, y, lap)
         loss = float(loss)
-        lr = self._base_lr * self.schedule(self.steps) * self.lr_decay**self.epoch
+        lr = self._base_lr * self.schedule(at) * self.lr_decay**self.epoch
         self.loss_history.append(loss)
         if not (self.allow_nonfinite or math.isfinite(loss)):
             raise FloatingPointError(
@@ -307,6 +342,9 @@ class Solver:
         self.optimizer.lr = lr
         self.optimizer.step(grads)
         self.steps += 1
+        if self._paced is None:
+            self.progress = min(self.steps / self.total_steps, 1.0)
+        lap("update")
         return loss
 
     def evaluate(self) -> tuple[float, float]:
@@ -317,6 +355,7 @@ class Solver:
         tuple[float, float]
             Training and validation accuracy.
         """
+        lap = _Laps(self.seconds)
         train = self.check_accuracy(self.X_train, self.y_train, self.num_train_samples)
         val = self.check_accuracy(self.X_val, self.y_val, self.num_val_samples)
         self.train_acc_history.append(train)
@@ -325,10 +364,17 @@ class Solver:
         if not val < self.best_val_acc:
             self.best_val_acc = val
             self.best_params, self._best_buffers = self._copies()
+        lap("evaluation")
         return train, val
 
     def check_accuracy(
-        self, X: Array, y: Array, num_samples: int | None = None, batch_size: int = 100
+        self,
+        X: Array,
+        y: Array,
+        num_samples: int | None = None,
+        batch_size: int = 100,
+        *,
+        views: Callable[[Array], Iterable[Array]] | None = None,
     ) -> float:
         """The part of the examples that the model puts into their class, in inference mode.
 
@@ -342,6 +388,9 @@ class Solver:
             Take so many of them only, evenly spaced: the same ones each time.
         batch_size : int
             How many go through the model at once.
+        views : callable, optional
+            From a batch to several views of the same images, such as
+            `cnnfast.data.augment.mirrored`: their scores are added up.
 
         Returns
         -------
@@ -369,7 +418,9 @@ class Solver:
         right = 0
         for start in range(0, N, batch_size):
             part = slice(start, start + batch_size)
-            scores, labels = np.asarray(self._scores(X[part])), y[part]
+            seen = [X[part]] if views is None else views(X[part])
+            scores = np.asarray(sum(np.asarray(self._scores(view)) for view in seen))
+            labels = y[part]
             if scores.ndim != 2 or len(scores) != len(labels):
                 raise ValueError(
                     f"check_accuracy: the model's scores must have shape ({len(labels)}, classes), "
@@ -385,11 +436,13 @@ class Solver:
             right += int(np.count_nonzero(scores.argmax(axis=1) == labels))
         return right / N
 
-    def _loss(self, X: Array, y: Array) -> tuple[float, Mapping[str, Array]]:
-        if self._criterion is None:
+    def _loss(self, X: Array, y: Array, lap: _Laps) -> tuple[float, Mapping[str, Array]]:
+        if self._criterion is not None:
+            return loss_and_grads(self.model, self._criterion, self._cast(X), y, lap)
+        with self.model.timed(lap) if isinstance(self.model, Classifier) else nullcontext():
             loss, grads = self.model.loss(X, y)
-            return loss, grads
-        return loss_and_grads(self.model, self._criterion, self._cast(X), y)
+        lap("loss")
+        return loss, grads
 
     def _scores(self, X: Array) -> Any:
         if self._criterion is None:
@@ -469,12 +522,14 @@ class Solver:
         self._saved = self.steps
         if self._checkpoint is None:
             return
+        lap = _Laps(self.seconds)
         self._checkpoint.parent.mkdir(parents=True, exist_ok=True)
         checkpoints.write(
             self._checkpoint,
             {
                 "settings": self._settings,
                 "steps": self.steps,
+                "progress": self.progress,
                 "params": dict(self.model.params),
                 "buffers": dict(self._buffers()),
                 "optimizer": self.optimizer.state_dict(),
@@ -490,6 +545,7 @@ class Solver:
                 "best_buffers": self._best_buffers,
             },
         )
+        lap("checkpoint")
 
     def _load_checkpoint(self, path: Path) -> None:
         # All of it is looked at before the model changes.
@@ -501,6 +557,7 @@ class Solver:
                     f"{path} is of a run with {name} {settings.get(name)}, this one has {ours}"
                 )
         steps = saved.count("steps")
+        progress = saved.get("progress", (int, float), "a number")
         evaluated = saved.count("evaluated", most=steps)
         position = saved.count("position", most=self._order.batches_per_epoch)
         order = saved.get("order", np.ndarray, "an array")
@@ -538,11 +595,12 @@ class Solver:
         self.best_val_acc = float(best)
         self.best_params, self._best_buffers = best_params, best_buffers
         self.steps = self.resumed_from = self._saved = steps
+        self.progress = float(progress)
 
     @contextmanager
     def _progress_bar(self) -> Iterator[Callable[..., None]]:
         """A function to call after each step."""
-        if not self.progress:
+        if not self._shows_progress:
             yield lambda steps=1: None
             return
         try:
@@ -643,6 +701,25 @@ def _shortened(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:40]}..."
 
 
+_PARTS = (
+    "data", "augmentation", "forward", "loss", "backward", "update", "evaluation", "checkpoint",
+    "rest",
+)  # fmt: skip
+
+
+class _Laps:
+    """Adds the time since it was made, or last called, to that of a part of the run."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self._seconds = seconds
+        self._since = time.perf_counter()
+
+    def __call__(self, part: str) -> None:
+        now = time.perf_counter()
+        self._seconds[part] += now - self._since
+        self._since = now
+
+
 class _Clock:
     """Says when there is no time left for another step and what must come after it."""
 
@@ -657,10 +734,18 @@ class _Clock:
         yield
         self._last[what] = time.perf_counter() - began
 
+    def elapsed(self) -> float:
+        return time.perf_counter() - self._start
+
     def is_up(self) -> bool:
         if self._limit is None or not self._last:
             return False
-        return time.perf_counter() - self._start + sum(self._last.values()) > self._limit
+        return self.elapsed() + sum(self._last.values()) > self._limit
+
+    def done(self) -> float:
+        """How much of the time for steps is over, from 0 to 1."""
+        for_steps = 0.0 if self._limit is None else self._limit - sum(self._last.values())
+        return min(self.elapsed() / for_steps, 1.0) if for_steps > 0 else 1.0
 
 
 def _positive(name: str, count: Any) -> None:
