@@ -200,7 +200,7 @@ def commands(figures: Figures) -> str:
     lines = [
         f"for suite in {' '.join(suites)}; do",
         f"    python benchmarks/run.py --suite $suite --methods auto --peers {peers} \\",
-        f"        --threads {','.join(map(str, threads))} --seconds 0.3 --naive-seconds 0.1",
+        f"        --threads {','.join(map(str, threads))} --seconds 0.1 --naive-seconds 0.1",
         "done",
     ]
     lines += [
