@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from cnnfast import nn
+from cnnfast.models.resnet import conv_fan_out
 from cnnfast.nn import fusion
 
 __all__ = ["InvertedResidual", "mobilenet_v2"]
@@ -73,7 +74,7 @@ class InvertedResidual(nn.Layer):
             layers.append(_conv_norm(in_channels, inner, 1, dtype=dtype, rng=rng))
         layers += [
             _conv_norm(inner, inner, 3, stride, groups=inner, dtype=dtype, rng=rng),
-            _conv(inner, channels, 1, dtype=dtype, rng=rng),
+            conv_fan_out(inner, channels, 1, dtype=dtype, rng=rng),
             nn.BatchNorm2d(channels, dtype=dtype),
         ]
         self.conv = nn.Sequential(*layers)
@@ -91,25 +92,6 @@ class InvertedResidual(nn.Layer):
         return fusion.add(dx, dy) if self.residual and dx is not None else dx
 
 
-def _conv(
-    in_channels: int,
-    channels: int,
-    size: int,
-    stride: int = 1,
-    groups: int = 1,
-    *,
-    dtype: Any,
-    rng: np.random.Generator | None,
-) -> nn.Conv2d:
-    """Without a bias, which batch norm would take out again; started as torchvision does."""
-    conv = nn.Conv2d(
-        in_channels, channels, size, stride, size // 2,
-        groups=groups, bias=False, dtype=dtype, rng=rng,
-    )  # fmt: skip
-    conv.weight = nn.init.kaiming_normal(conv.weight.shape, mode="fan_out", rng=rng, dtype=dtype)
-    return conv
-
-
 def _conv_norm(
     in_channels: int,
     channels: int,
@@ -121,7 +103,7 @@ def _conv_norm(
     rng: np.random.Generator | None,
 ) -> nn.Sequential:
     return nn.Sequential(
-        _conv(in_channels, channels, size, stride, groups, dtype=dtype, rng=rng),
+        conv_fan_out(in_channels, channels, size, stride, groups, dtype=dtype, rng=rng),
         nn.BatchNorm2d(channels, dtype=dtype),
         nn.ReLU6(),
     )

@@ -62,20 +62,20 @@ class BasicBlock(nn.Layer):
         rng: np.random.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.conv1 = _conv(in_channels, channels, 3, stride, dtype=dtype, rng=rng)
+        self.conv1 = conv_fan_out(in_channels, channels, 3, stride, dtype=dtype, rng=rng)
         self.bn1 = nn.BatchNorm2d(channels, dtype=dtype)
         self.relu1 = nn.ReLU()
-        self.conv2 = _conv(channels, channels, 3, dtype=dtype, rng=rng)
+        self.conv2 = conv_fan_out(channels, channels, 3, dtype=dtype, rng=rng)
         self.bn2 = nn.BatchNorm2d(channels, dtype=dtype)
         self.downsample = None
         if stride != 1 or in_channels != channels:
             self.downsample = nn.Sequential(
-                _conv(in_channels, channels, 1, stride, dtype=dtype, rng=rng),
+                conv_fan_out(in_channels, channels, 1, stride, dtype=dtype, rng=rng),
                 nn.BatchNorm2d(channels, dtype=dtype),
             )
         self.relu2 = nn.ReLU()
         self._chain = fusion.Chain()
-        self._end: Any = None
+        self._end = fusion.AddReLU()
 
     def _main(self) -> tuple[nn.Layer, ...]:
         return self.conv1, self.bn1, self.relu1, self.conv2, self.bn2
@@ -88,29 +88,30 @@ class BasicBlock(nn.Layer):
     def forward(self, x: Array) -> Array:
         y = self._chain.forward(x, self._main(), self.training)
         side = x if self.downsample is None else self.downsample.forward(x)
-        self._end = fusion.AddReLU(self.relu2)
-        return self._end.forward(y, side)
+        return self._end.forward(y, side, self.relu2)
 
     def backward(self, dy: Array) -> Any:
-        dy = self._end.backward(dy) if self._end is not None else self.relu2.backward(dy)
+        dy = self._end.backward(dy, self.relu2)
         dx = self._chain.backward(dy, self._main(), self.training)
         side = dy if self.downsample is None else self.downsample.backward(dy)
         return None if dx is None or side is None else fusion.add(dx, side)
 
 
-def _conv(
+def conv_fan_out(
     in_channels: int,
     channels: int,
     size: int,
     stride: int = 1,
+    groups: int = 1,
     *,
     dtype: Any,
     rng: np.random.Generator | None,
 ) -> nn.Conv2d:
     """Without a bias, which batch norm would take out again; started as torchvision does."""
     conv = nn.Conv2d(
-        in_channels, channels, size, stride, size // 2, bias=False, dtype=dtype, rng=rng
-    )
+        in_channels, channels, size, stride, size // 2,
+        groups=groups, bias=False, dtype=dtype, rng=rng,
+    )  # fmt: skip
     conv.weight = nn.init.kaiming_normal(
         conv.weight.shape, mode="fan_out", nonlinearity="relu", rng=rng, dtype=dtype
     )
@@ -172,7 +173,7 @@ def resnet18(
     rng = np.random.default_rng() if rng is None else rng
     return nn.Sequential(
         {
-            "conv1": _conv(in_channels, 64, 7, 2, dtype=dtype, rng=rng),
+            "conv1": conv_fan_out(in_channels, 64, 7, 2, dtype=dtype, rng=rng),
             "bn1": nn.BatchNorm2d(64, dtype=dtype),
             "relu": nn.ReLU(),
             "maxpool": nn.MaxPool2d(3, 2, 1),
@@ -231,7 +232,7 @@ def cifar_resnet(
     rng = np.random.default_rng() if rng is None else rng
     return nn.Sequential(
         {
-            "conv1": _conv(in_channels, 16, 3, dtype=dtype, rng=rng),
+            "conv1": conv_fan_out(in_channels, 16, 3, dtype=dtype, rng=rng),
             "bn1": nn.BatchNorm2d(16, dtype=dtype),
             "relu": nn.ReLU(),
             "layer1": _stage(16, 16, blocks, 1, dtype, rng),

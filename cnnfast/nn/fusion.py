@@ -20,6 +20,7 @@ from cnnfast.nn.linear import Linear
 from cnnfast.nn.normalization import BatchNorm1d, BatchNorm2d
 from cnnfast.nn.pooling import (
     AdaptiveAvgPool2d,
+    AdaptiveMaxPool2d,
     AvgPool1d,
     AvgPool2d,
     MaxPool1d,
@@ -36,7 +37,7 @@ _CONVOLUTIONS, _NORMS = (Conv1d, Conv2d), (BatchNorm1d, BatchNorm2d)
 # Layers whose results share no memory with what they are given.
 _FRESH = (
     *(Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d, BatchNorm1d, BatchNorm2d),
-    *(MaxPool1d, MaxPool2d, AvgPool1d, AvgPool2d, AdaptiveAvgPool2d, Linear),
+    *(MaxPool1d, MaxPool2d, AdaptiveMaxPool2d, AvgPool1d, AvgPool2d, AdaptiveAvgPool2d, Linear),
 )
 
 
@@ -173,31 +174,25 @@ def add(a: Array, b: Array) -> Array:
 class AddReLU:
     """``relu(a + b)``, in one pass where that can be done."""
 
-    def __init__(self, relu: Layer) -> None:
-        self._relu = relu
+    def __init__(self) -> None:
         self._terms: Any = None
 
-    def forward(self, a: Array, b: Array) -> Array:
+    def forward(self, a: Array, b: Array, relu: Layer) -> Array:
         y: Any = None
-        if _plainly(self._relu, ReLU) and fused.free("relu", self._relu.method):
+        if _plainly(relu, ReLU) and fused.free("relu", relu.method):
             y = fused.add(a, b, True)
-        if y is None:
-            self._terms = None
-            y = self._relu.forward(add(a, b))
-        else:
-            # The sum is taken again for the way back: the result is the caller's, who may write
-            # to it.
-            self._terms = a, b
-        result: Array = y
+        # The sum is taken again for the way back: the result is the caller's, who may write to it.
+        self._terms = None if y is None else (a, b)
+        result: Array = relu.forward(add(a, b)) if y is None else y
         return result
 
-    def backward(self, dy: Array) -> Any:
+    def backward(self, dy: Array, relu: Layer) -> Any:
         if self._terms is not None:
-            self._relu._saved = add(*self._terms)
-        return self._relu.backward(dy)
+            relu._saved = add(*self._terms)
+        return relu.backward(dy)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_relu": self._relu, "_terms": None}
+        return AddReLU().__dict__
 
 
 class Chain:
