@@ -222,6 +222,33 @@ def test_cnn_of_plain_tensors_has_no_graph() -> None:
     assert not course.CNN(*arrays, torch.rand(32, 10, dtype=torch.float64)).requires_grad
 
 
+def small_network() -> tuple[list[Any], Any]:
+    """Images, filters, weights; and the gradient by the logits."""
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(1)
+    shapes = ((2, 1, 4, 4), (2, 1, 3, 3), (2, 2, 3, 3), (32, 10))
+    return [torch.randn(s, dtype=torch.float64) for s in shapes], torch.randn(2, 10).double()
+
+
+def test_cnn_goes_back_from_images_of_numpys() -> None:
+    (img, *weights), grad = small_network()
+    with_grad(*weights)
+    course.CNN(img.numpy(), *weights).backward(grad)
+    for weight, right in zip(weights, course.grad_CNN(img, *weights, grad), strict=True):
+        np.testing.assert_allclose(weight.grad.numpy(), right.numpy(), rtol=1e-12)
+
+
+def test_cnn_does_not_go_back_through_weights_that_were_changed() -> None:
+    torch = pytest.importorskip("torch")
+    arrays, grad = small_network()
+    with_grad(*arrays)
+    logits = course.CNN(*arrays)
+    with torch.no_grad():
+        arrays[3].mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        logits.backward(grad)
+
+
 # --- Sizes and options
 
 
@@ -462,6 +489,19 @@ def test_errors_name_what_is_wrong(conv: Callable[..., Any]) -> None:
         conv(x, w, padding=-1)
     with pytest.raises(ValueError, match=r"^conv2d: "):
         conv(x[0], w)
+
+
+def test_network_errors_name_what_is_wrong() -> None:
+    img, filter_1, filter_2 = np.ones((2, 1, 4, 4)), np.ones((2, 1, 3, 3)), np.ones((2, 2, 3, 3))
+    weight = np.ones((32, 10))
+    for wrong in (weight.T, weight[1:], weight[:, 0], None):
+        with pytest.raises(ValueError, match=r"^CNN: weight must have shape \(32, classes\), not"):
+            course.CNN(img, filter_1, filter_2, wrong)
+    for grad in (np.ones((2, 9)), np.ones((1, 10)), np.ones(10), None):
+        with pytest.raises(
+            ValueError, match=r"^grad_CNN: grad_loss must have shape \(2, 10\), not"
+        ):
+            course.grad_CNN(img, filter_1, filter_2, weight, grad)
 
 
 def test_pytorch_is_not_needed() -> None:

@@ -634,6 +634,36 @@ def test_integers_count_as_float64() -> None:
     np.testing.assert_allclose(y, [[-1.0], [1.0]], atol=1e-5)
 
 
+def test_linear_gradients_are_of_one_dtype(kind: Kind) -> None:
+    x, w, b = (kind.array(np.ones(shape)) for shape in ((3, 2, 2), (4, 5), (5,)))
+    _, cache = course.Linear.forward(x, w, b)
+    for dtype in (np.int64, np.float32):
+        gradients = course.Linear.backward(kind.array(np.ones((3, 5), dtype)), cache)
+        assert [g.dtype for g in gradients] == [x.dtype] * 3
+        np.testing.assert_array_equal(array(gradients[2]), 3)
+
+
+def test_linear_mixes_kinds() -> None:
+    torch = pytest.importorskip("torch")
+    x, w, b, dout = np.ones((3, 4)), np.ones((4, 5)), np.ones(5), np.ones((3, 5))
+    for of_pass, upstream in ((torch.from_numpy, np.asarray), (np.asarray, torch.from_numpy)):
+        _, cache = course.Linear.forward(*map(of_pass, (x, w, b)))
+        for ours, right in zip(
+            course.Linear.backward(upstream(dout), cache), (5, 3, 3), strict=True
+        ):
+            assert isinstance(ours, torch.Tensor)
+            np.testing.assert_array_equal(array(ours), right)
+
+
+def test_linear_refuses_by_name() -> None:
+    _, cache = course.Linear.forward(np.ones((3, 4)), np.ones((4, 5)), np.ones(5))
+    for shape in ((3, 4), (2, 5), (5,)):
+        with pytest.raises(ValueError, match=r"dy must have shape \(3, 5\), not"):
+            course.Linear.backward(np.ones(shape), cache)
+    with pytest.raises(ValueError, match=r"^Linear: x must have shape"):
+        course.Linear.forward(1.0, np.ones((1, 5)), np.ones(5))
+
+
 def test_tensors_that_require_grad() -> None:
     torch = pytest.importorskip("torch")
     x = torch.randn(2, 3, 4, 4, requires_grad=True)
@@ -951,6 +981,24 @@ def test_modes_and_running_values(kind: Kind) -> None:
     np.testing.assert_allclose(array(model.loss(X[:3])), array(scores)[:3], rtol=1e-12)
 
 
+def test_running_values_may_be_replaced(kind: Kind) -> None:
+    """As by who loads a model that was saved."""
+    X, y = kind.randn(4, 3, 8, 8), kind.labels(10, 4)
+    sizes: dict[str, Any] = {"num_filters": [4, 4], "max_pools": [1], "batchnorm": True}
+    old, new = (
+        course.DeepConvNet((3, 8, 8), **sizes, weight_scale="kaiming", dtype=X.dtype)
+        for _ in range(2)
+    )
+    old.loss(X, y)
+    new.params = dict(old.params)
+    new.bn_params = [dict(bn_param) for bn_param in old.bn_params]
+    np.testing.assert_array_equal(array(new.loss(X)), array(old.loss(X)))
+    new.bn_params = [{"mode": "train"} for _ in range(2)]
+    new.loss(X, y)
+    for fresh, used in zip(new.bn_params, old.bn_params, strict=True):
+        np.testing.assert_array_equal(array(fresh["running_var"]), array(used["running_var"]))
+
+
 def test_models_of_each_kind_take_batches_of_each() -> None:
     torch = pytest.importorskip("torch")
     X = np.random.default_rng(0).normal(size=(2, 1, 5, 6))
@@ -1209,6 +1257,9 @@ def test_solver_refuses_by_name() -> None:
         course.Solver(Own(numpy, np.ndarray), points(numpy), update_rule="adam")
     with pytest.raises(TypeError, match="num_epoch"):
         course.Solver(Own(numpy, np.ndarray), points(numpy), num_epoch=3)
+    for name in ("print_every", "print_acc_every"):
+        with pytest.raises(ValueError, match=f"Solver: {name} must be at least 1"):
+            course.Solver(Own(numpy, np.ndarray), points(numpy), **{name: 0})
     data = points(numpy)
     for name in ("X_val", "X_train"):
         del data[name]
@@ -1244,6 +1295,14 @@ def test_numeric_gradient_by_hand(kind: Kind) -> None:
     np.testing.assert_array_equal(array(x), [[1.0, 3.0], [2.0, -1.0]])
     with pytest.raises(TypeError, match="x must be a float64 array, not float32"):
         compute_numeric_gradient(lambda x: x, kind.array(np.ones(2, np.float32)))
+
+
+def test_numeric_gradient_of_what_is_no_array() -> None:
+    found = course.compute_numeric_gradient(lambda x: x**2, [1.0, 3.0])
+    np.testing.assert_allclose(found, [2.0, 6.0], rtol=1e-6)
+    assert course.compute_numeric_gradient(lambda x: x**2, np.float64(3)) == pytest.approx(6)
+    with pytest.raises(ValueError, match=r"^compute_numeric_gradient: x is read-only"):
+        course.compute_numeric_gradient(lambda x: x**2, np.broadcast_to(1.0, (3,)))
 
 
 def test_pytorch_is_not_needed() -> None:

@@ -564,6 +564,12 @@ def test_without_functions_weights_are_drawn_afresh_and_the_global_seed_is_not_r
         (lambda: Conv1d(2, 2.0, 3, 1), TypeError, "Conv1d_stride1: out_channels"),
         (lambda: Conv2d(2, 2, (3, 0), 1), ValueError, "Conv2d_stride1: kernel_size"),
         (lambda: Linear(2, -1), ValueError, "Linear: out_features"),
+        (lambda: Linear(2, 2, False), TypeError, "Linear: weight_init_fn must be a function"),
+        (lambda: Linear(2, 2, None, 0), TypeError, "Linear: bias_init_fn must be a function"),
+        (lambda: Conv1d(2, 2, 3, 1, None, lambda n: 0), ValueError, r"stride1: bias_init_fn\(2\)"),
+        (lambda: BatchNorm1d(0), ValueError, "BatchNorm1d: num_features"),
+        (lambda: BatchNorm1d(2.0), TypeError, "BatchNorm1d: num_features"),
+        (lambda: Flatten()(1.0), ValueError, "Flatten: A must"),
         (lambda: Conv1d(2, 2, 3, 0)(np.ones((1, 2, 5))), ValueError, "factor"),
         (lambda: Conv1d(2, 2, 3, 1)(np.ones((1, 3, 5))), ValueError, "conv1d: .*channels"),
         (lambda: Conv1d(2, 2, 3, 1)(np.ones((1, 2, 2))), ValueError, "conv1d"),
@@ -623,6 +629,8 @@ def test_flatten() -> None:
     assert layer(A).tolist() == [list(range(12)), list(range(12, 24))]
     assert same(layer.backward(layer(A)), A)
     assert layer.input_shape == (2, 3, 4)
+    with pytest.raises(ValueError, match=r"dLdZ must have shape \(2, 12\), not \(2, 11\)"):
+        layer.backward(np.ones((2, 11)))
 
 
 @pytest.mark.parametrize("seed", [11485, 11685, 11785])

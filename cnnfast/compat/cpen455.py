@@ -34,7 +34,7 @@ import numpy as np
 
 from cnnfast import compiled, gradcheck
 from cnnfast import functional as F
-from cnnfast.arrays import detached, dtype_name, like, namespace, on_host, view
+from cnnfast.arrays import detached, dtype_name, is_foreign, like, namespace, on_host, view
 
 __all__ = [
     "CNN",
@@ -270,7 +270,11 @@ def _forward(
     norm_2 = func_batch_norm(conv_2)
     relu_2 = func_relu(norm_2)
     features = namespace(relu_2).reshape(relu_2, (relu_2.shape[0], prod(relu_2.shape[1:])))
-    logits = F.linear(features, detached(weight).T)
+    weight = detached(weight)
+    shape = tuple(getattr(weight, "shape", ()))
+    if len(shape) != 2 or shape[0] != features.shape[1]:
+        raise ValueError(f"CNN: weight must have shape ({features.shape[1]}, classes), not {shape}")
+    logits = F.linear(features, weight.T)
     return _Pass(conv_1, norm_1, relu_1, conv_2, norm_2, relu_2, features, logits)
 
 
@@ -286,6 +290,9 @@ def _backward(
     """The gradients by all four arrays."""
     p = _forward(img, filter_1, filter_2, weight, stride, padding)
     grad_loss, weight = map(detached, (grad_loss, weight))
+    shape, right = tuple(getattr(grad_loss, "shape", ())), tuple(p.logits.shape)
+    if shape != right:
+        raise ValueError(f"grad_CNN: grad_loss must have shape {right}, not {shape}")
     grad = namespace(weight).reshape(F.linear(grad_loss, weight), tuple(p.relu_2.shape))
     # The weights are the transpose of `cnnfast.linear`'s, so its output and input change places.
     grad_weight = F.linear_backward(p.features, grad_loss, weight, needs="w")[1]
@@ -335,13 +342,19 @@ def CNN(
     logits = _forward(*arrays, stride, padding).logits
     if not any(getattr(a, "requires_grad", False) for a in arrays):
         return logits
+
+    def forward(ctx: Any, *arrays: Array) -> Array:
+        ctx.save_for_backward(*filter(is_foreign, arrays))
+        return logits
+
+    def backward(ctx: Any, grad: Array) -> tuple[Array | None, ...]:
+        _ = ctx.saved_tensors  # PyTorch refuses here if one has been changed since
+        gradients = _backward(*arrays, grad, stride, padding)
+        return tuple(g if is_foreign(a) else None for g, a in zip(gradients, arrays, strict=True))
+
     # A class of PyTorch's, made here because it need not be there.
-    torch = sys.modules["torch"]
-    members = {
-        "forward": staticmethod(lambda ctx, *arrays: logits),
-        "backward": staticmethod(lambda ctx, grad: _backward(*arrays, grad, stride, padding)),
-    }
-    recorded: Any = type("CNN", (torch.autograd.Function,), members)
+    members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    recorded: Any = type("CNN", (sys.modules["torch"].autograd.Function,), members)
     return recorded.apply(*arrays)
 
 

@@ -227,14 +227,17 @@ class Linear:
         """(dx, dw, db), of the shapes of x, w and b."""
         x, w, _ = cache
         dout = detached(dout)
+        flat = _flat(x)
+        _, _, db = F.linear_backward(dout, flat, w.T, needs="b")
         # The weights are the transpose of `cnnfast.linear`'s, so its two products change places.
-        xp = namespace(x)
-        dx = xp.reshape(F.linear(dout, w), tuple(x.shape))
-        _, dw, _ = F.linear_backward(_flat(x), dout, w, needs="w")
-        return dx, dw, xp.sum(dout, axis=0)
+        dx = F.linear(dout, w)
+        _, dw, _ = F.linear_backward(flat, dout, w, needs="w")
+        return namespace(dx).reshape(dx, tuple(x.shape)), dw, db
 
 
 def _flat(x: Array) -> Array:
+    if not x.shape:
+        raise ValueError("Linear: x must have shape (N, ...), not ()")
     return namespace(x).reshape(x, (x.shape[0], prod(x.shape[1:])))
 
 
@@ -766,8 +769,10 @@ class _Network:
     def __init__(self, reg: float, dtype: Any) -> None:
         self.reg = reg
         self.dtype = dtype
-        # Each layer with its arguments behind the parameters.
-        self._layers: list[tuple[Any, tuple[Any, ...]]] = []
+
+    def _layers(self) -> list[tuple[Any, tuple[Any, ...]]]:
+        """Each layer with its arguments behind the parameters."""
+        raise NotImplementedError
 
     def _start(self, make: Any, device: Any, rng: np.random.Generator | None, **sizes: Any) -> None:
         """Parameters as a network of `cnnfast.models` starts with them, under other names."""
@@ -812,7 +817,7 @@ class _Network:
         for bn_param in self.bn_params:
             bn_param["mode"] = "test" if y is None else "train"
         x, passes = view(who, "X", self._array(X)), []
-        for number, (layer, options) in enumerate(self._layers, 1):
+        for number, (layer, options) in enumerate(self._layers(), 1):
             names = [f"{name}{number}" for name in ("W", "b", "gamma", "beta")]
             names = [name for name in names if name in params]
             x, cache = layer.forward(x, *(params[name] for name in names), *options)
@@ -908,8 +913,10 @@ class ThreeLayerConvNet(_Network):
             num_classes=num_classes,
             weight_scale=weight_scale,
         )
+
+    def _layers(self) -> list[tuple[Any, tuple[Any, ...]]]:
         conv_param = {"stride": 1, "pad": "same"}
-        self._layers = [(Conv_ReLU_Pool, (conv_param, _POOL_2X2)), (Linear_ReLU, ()), (Linear, ())]
+        return [(Conv_ReLU_Pool, (conv_param, _POOL_2X2)), (Linear_ReLU, ()), (Linear, ())]
 
 
 class DeepConvNet(_Network):
@@ -994,16 +1001,19 @@ class DeepConvNet(_Network):
         self.max_pools = max_pools
         self.batchnorm = batchnorm
         self.bn_params = [{"mode": "train"} for _ in num_filters] if batchnorm else []
-        for i in range(len(num_filters)):
+
+    def _layers(self) -> list[tuple[Any, tuple[Any, ...]]]:
+        layers: list[tuple[Any, tuple[Any, ...]]] = []
+        for i in range(self.num_layers - 1):
             blocks: Any = (Conv_ReLU, Conv_ReLU_Pool)
             options: list[Any] = [{"stride": 1, "pad": 1}]
-            if batchnorm:
+            if self.batchnorm:
                 blocks = (Conv_BatchNorm_ReLU, Conv_BatchNorm_ReLU_Pool)
                 options.append(self.bn_params[i])
-            if i in max_pools:
+            if i in self.max_pools:
                 options.append(_POOL_2X2)
-            self._layers.append((blocks[i in max_pools], tuple(options)))
-        self._layers.append((Linear, ()))
+            layers.append((blocks[i in self.max_pools], tuple(options)))
+        return [*layers, (Linear, ())]
 
 
 # Training
@@ -1103,8 +1113,8 @@ class Solver(training.Solver):
         if not callable(update_rule):
             raise TypeError(f"Solver: update_rule must be a function, got {update_rule!r}")
         self.device = device
-        self.print_every = print_every
-        self.print_acc_every = print_acc_every
+        self.print_every = nn.arguments.whole("Solver", "print_every", print_every, 1)
+        self.print_acc_every = nn.arguments.whole("Solver", "print_acc_every", print_acc_every, 1)
         self.verbose = verbose
         self._tensors = is_foreign(data.get("X_train"))
         super().__init__(
@@ -1219,6 +1229,12 @@ def compute_numeric_gradient(
     """
     before = np.array(on_host(x))
     live = detached(x)
+    if isinstance(live, np.ndarray) and not live.flags.writeable:
+        raise ValueError(
+            "compute_numeric_gradient: x is read-only, but its elements have to be changed"
+        )
+    # What is no array, such as a list, was copied to one, and the copy is what changes.
+    x = x if is_foreign(x) else live
 
     def moved(values: Array) -> Array:
         live[...] = like(values, live)

@@ -243,16 +243,25 @@ class _Weighted(_Layer):
         weight_init_fn: InitFn,
         bias_init_fn: InitFn,
     ) -> None:
+        me = type(self).__name__
+        for name, fn in {"weight_init_fn": weight_init_fn, "bias_init_fn": bias_init_fn}.items():
+            if fn is not None and not callable(fn):
+                raise TypeError(f"{me}: {name} must be a function of a shape or None, not {fn!r}")
         if weight_init_fn is None:
             self.W = init.default_weight(W_shape, dtype=np.float64)
         else:
             self.W = np.asarray(weight_init_fn(*W_shape))
             if self.W.shape != W_shape:
                 raise ValueError(
-                    f"{type(self).__name__}: weight_init_fn{W_shape} must give an array of that "
+                    f"{me}: weight_init_fn{W_shape} must give an array of that "
                     f"shape, not {self.W.shape}"
                 )
-        b = np.zeros(b_shape) if bias_init_fn is None else bias_init_fn(b_shape[0])
+        b = np.asarray(np.zeros(b_shape) if bias_init_fn is None else bias_init_fn(b_shape[0]))
+        if b.size != b_shape[0]:
+            raise ValueError(
+                f"{me}: bias_init_fn({b_shape[0]}) must give {b_shape[0]} numbers, "
+                f"not an array of shape {b.shape}"
+            )
         self.b = np.reshape(b, b_shape)
         self.dLdW = np.zeros(self.W.shape)
         self.dLdb = np.zeros(self.b.shape)
@@ -554,11 +563,19 @@ class Flatten(_Layer):
 
     def forward(self, A: Array) -> Array:
         self.input_shape = np.shape(A)
+        if not self.input_shape:
+            raise ValueError("Flatten: A must have shape (N, ...), not ()")
         N, *others = self.input_shape
         return np.reshape(A, (N, math.prod(others)))
 
     def backward(self, dLdZ: Array) -> Array:
-        return np.reshape(dLdZ, self._recall("input_shape"))
+        shape = self._recall("input_shape")
+        if np.size(dLdZ) != math.prod(shape):
+            raise ValueError(
+                f"Flatten.backward: dLdZ must have shape {(shape[0], math.prod(shape[1:]))}, "
+                f"not {np.shape(dLdZ)}"
+            )
+        return np.reshape(dLdZ, shape)
 
 
 # Section 5.5: pooling
@@ -826,6 +843,7 @@ class BatchNorm1d(_Layer):
     """
 
     def __init__(self, num_features: int, alpha: float = 0.9) -> None:
+        num_features = whole("BatchNorm1d", "num_features", num_features, 1)
         self.alpha = alpha
         self.eps = 1e-8
         self.BW = np.ones((1, num_features))
