@@ -110,6 +110,7 @@ def prepare(task: Task, method: str) -> tuple[Callable[[], Any], Callable[[], tu
     """
     network = task.network
     if not task.trains:
+        network.freeze()
 
         def infer() -> Any:
             with dispatch.use(method):

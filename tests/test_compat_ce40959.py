@@ -194,8 +194,9 @@ def test_pool_back_of_a_part() -> None:
     full[:, :, :4, :1] = rand(2, 3, 4, 1, seed=1)
     part = pool_back(full[:, :, :4, :1], X, 2, 1)
     np.testing.assert_array_equal(part, pool_back(full, X, 2, 1))
-    with pytest.raises(ValueError, match="indices"):
-        pool_back(np.ones((2, 3, 7, 4)), X, 2, 1)
+    for shape in ((2, 3, 7, 4), (2, 3, 4), (2, 2, 6, 4)):
+        with pytest.raises(ValueError, match="grad_pool must have"):
+            pool_back(np.ones(shape), X, 2, 1)
 
 
 def test_ties_go_to_the_first() -> None:
@@ -222,6 +223,13 @@ def test_a_constant_channel_gives_beta(dtype: Any) -> None:
     out = batch_norm_forward(X, np.array([2, 3], dtype), np.array([5, 7], dtype))
     np.testing.assert_allclose(out[:, 0], 5, rtol=1e-6)
     np.testing.assert_allclose(out[:, 1], 7, rtol=1e-6)
+
+
+def test_one_value_in_a_channel_gives_beta() -> None:
+    X, gamma, beta = rand(1, 3, 1, 1), rand(3, seed=1), rand(3, seed=2)
+    out = batch_norm_forward(X, gamma, beta)
+    np.testing.assert_array_equal(out, beta.reshape(1, 3, 1, 1))
+    np.testing.assert_array_equal(batch_norm_backward(np.ones_like(X), X, gamma, beta), 0 * X)
 
 
 @pytest.mark.parametrize("layout", ["C", "F", "reversed", "read-only"])

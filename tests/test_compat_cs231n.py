@@ -503,6 +503,25 @@ def test_cell_spatial_groupnorm_backward(shape: tuple[int, ...], G: int) -> None
     assert max(errors[1:]) < 1e-9
 
 
+def test_one_value_to_normalise_gives_beta() -> None:
+    """By the formula: the mean is the value, the variance 0."""
+    gamma, beta = rand(3, seed=1), rand(3, seed=2)
+    for x in (rand(1, 3), rand(1, 3, 1, 1)):
+        bn_param: dict[str, Any] = {"mode": "train", "momentum": 0.5}
+        out, cache = batchnorm_forward(x, gamma, beta, bn_param)
+        np.testing.assert_array_equal(out, beta.reshape(x.shape))
+        np.testing.assert_array_equal(bn_param["running_mean"], 0.5 * x.ravel())
+        np.testing.assert_array_equal(bn_param["running_var"], 0)
+        dx, dgamma, dbeta = batchnorm_backward(np.ones_like(x), cache)
+        np.testing.assert_array_equal(dx, 0 * x)
+        np.testing.assert_array_equal([dgamma, dbeta], [[0] * 3, [1] * 3])
+    out, cache = layernorm_forward(rand(4, 1), gamma[:1], beta[:1], {})
+    np.testing.assert_array_equal(out, np.full((4, 1), beta[0]))
+    dx, _, dbeta = layernorm_backward(np.ones((4, 1)), cache)
+    np.testing.assert_array_equal(dx, np.zeros((4, 1)))
+    np.testing.assert_array_equal(dbeta, [4])
+
+
 def test_groups_that_do_not_divide_are_refused() -> None:
     for G in (4, 0, -1):
         with pytest.raises(ValueError, match="G="):
@@ -915,8 +934,11 @@ def test_columns_that_do_not_fit_are_refused() -> None:
     cols = im2col_indices(rand(2, 3, 5, 5), 3, 3)
     with pytest.raises(ValueError, match="cols must have shape"):
         col2im_indices(cols[:, :-1], (2, 3, 5, 5))
-    with pytest.raises(ValueError, match="cols must have shape"):
-        col2im_6d_cython(cols, 2, 3, 5, 5, 3, 3, 1, 1)
+    for shape in ((27, 50), (3, 3, 3, 2, 25, 1), (3, 9, 1, 2, 5, 5)):
+        with pytest.raises(ValueError, match="cols must have shape"):
+            col2im_6d_cython(cols.reshape(shape), 2, 3, 5, 5, 3, 3, 1, 1)
+    with pytest.raises(ValueError, match="padding"):
+        get_im2col_indices((2, 3, 5, 5), 3, 3, padding=-4)
 
 
 LAYOUTS = {
@@ -1010,6 +1032,10 @@ def test_an_empty_batch() -> None:
     assert spatial_batchnorm_backward(out, cache)[0].shape == x.shape
     np.testing.assert_array_equal(bn_param["running_mean"], 1)
     np.testing.assert_array_equal(bn_param["running_var"], 2)
+    out, cache = layernorm_forward(np.zeros((0, 3)), np.ones(3), np.zeros(3), {})
+    assert [a.shape for a in layernorm_backward(out, cache)] == [(0, 3), (3,), (3,)]
+    out, cache = spatial_groupnorm_forward(x, np.ones(3), np.zeros(3), 3, {})
+    assert [a.shape for a in spatial_groupnorm_backward(out, cache)] == [x.shape, (3,), (3,)]
 
 
 def test_errors_name_the_argument() -> None:
@@ -1032,8 +1058,38 @@ def test_errors_name_the_argument() -> None:
         dropout_forward(x, {"mode": "eval", "p": 0.5})
     with pytest.raises(ValueError, match="p must be"):
         dropout_forward(x, {"mode": "train", "p": 1.5})
+    with pytest.raises(ValueError, match=r"dropout_forward: p must be .* not -1"):
+        dropout_forward(x, {"mode": "train", "p": -1})
     with pytest.raises(ValueError, match="labels"):
         softmax_loss(rand(2, 3), np.array([0, 3]))
+    for wrong in (np.zeros(1), np.zeros((3, 1)), None):
+        with pytest.raises(ValueError, match="running_mean must have shape"):
+            batchnorm_forward(rand(4, 3), b, b, {"mode": "train", "running_mean": wrong})
+    with pytest.raises(ValueError, match="affine_forward: x"):
+        affine_forward(1.0, w[0, 0], b)
+    _, cache = max_pool_forward_fast(x, POOL_PARAM)
+    with pytest.raises(ValueError, match="dout must have shape"):
+        max_pool_backward_fast(x, cache)
+    for rule in (sgd, adam):
+        with pytest.raises(TypeError, match="w has dtype complex128"):
+            rule(np.ones(2) * 1j, np.ones(2))
+
+
+def test_errors_of_layernorm_and_groupnorm() -> None:
+    x, rows, b = rand(2, 3, 4, 4), rand(4, 3), np.ones(3)
+    with pytest.raises(ValueError, match="layernorm_forward: x must have shape"):
+        layernorm_forward(x, b, b, {})
+    with pytest.raises(ValueError, match="spatial_groupnorm_forward: x must have shape"):
+        spatial_groupnorm_forward(rows, b, b, 1, {})
+    with pytest.raises(ValueError, match="gamma must have shape"):
+        layernorm_forward(rows, b[:2], b, {})
+    with pytest.raises(ValueError, match="beta must have shape"):
+        spatial_groupnorm_forward(x, b, 0.0, 1, {})
+    with pytest.raises(TypeError, match="G must be an integer"):
+        spatial_groupnorm_forward(x, b, b, 1.5, {})
+    _, cache = layernorm_forward(rows, b, b, {})
+    with pytest.raises(ValueError, match="dout must have shape"):
+        layernorm_backward(np.ones((4, 1)), cache)
     with pytest.raises(ValueError, match="shape"):
         rel_error(np.ones(3), np.ones((3, 1)))
 
@@ -1297,10 +1353,52 @@ def test_solver_pickles_checkpoints(tmp_path: Path) -> None:
     assert saved["model"].loss(solver.X_val).shape == (20, 4)
 
 
+def test_solver_leaves_no_half_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = TwoLayerNet()
+    name = str(tmp_path / "run")
+    options: dict[str, Any] = {"num_epochs": 1, "checkpoint_name": name, "print_every": 100}
+    Solver(model, toy_data(), **options).train()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == f'Saving checkpoint to "{name}_epoch_1.pkl"'
+    assert lines[2].startswith("(Epoch 1 / 1)")
+    before = sorted((p.name, p.stat().st_size) for p in tmp_path.iterdir())
+    model.secret = lambda: 0  # type: ignore[attr-defined]  # what no pickle takes
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        Solver(model, toy_data(), **options).train()
+    assert sorted((p.name, p.stat().st_size) for p in tmp_path.iterdir()) == before
+
+
+def test_solver_trains_on_when_it_is_asked_again(capsys: pytest.CaptureFixture[str]) -> None:
+    solver = Solver(small_net(), toy_data(), num_epochs=2, batch_size=20, print_every=1)
+    solver.train()
+    capsys.readouterr()
+    solver.train()
+    assert (solver.epoch, len(solver.loss_history), len(solver.val_acc_history)) == (4, 8, 5)
+    assert capsys.readouterr().out.startswith("(Iteration 5 / 8)")
+
+
+@pytest.mark.parametrize("make", [TwoLayerNet, small_net])
+def test_solver_takes_over_parameters_that_are_replaced(make: Any) -> None:
+    model, twin = make(), make()
+    name = "W1"
+    options: dict[str, Any] = {"num_epochs": 1, "batch_size": 40, "verbose": False}
+    solver = Solver(model, toy_data(), **options)
+    for net in (model, twin):
+        net.params[name] = 0.5 * net.params[name]
+    solver.step()
+    Solver(twin, toy_data(), **options).step()
+    np.testing.assert_allclose(model.params[name], twin.params[name], rtol=1e-5, atol=1e-7)
+    assert not np.array_equal(model.params[name], 0.5 * make().params[name])
+
+
 def test_solver_refuses_what_it_does_not_know() -> None:
     data = toy_data()
     with pytest.raises(ValueError, match="update_rule"):
         Solver(small_net(), data, update_rule="adagrad")
+    with pytest.raises(ValueError, match="print_every"):
+        Solver(small_net(), data, print_every=0)
     with pytest.raises(ValueError, match="momentum"):
         Solver(small_net(), data, update_rule="sgd", optim_config={"momentum": 0.9})
     with pytest.raises(TypeError, match="epochs"):
@@ -1327,6 +1425,10 @@ def test_get_cifar10_data(tmp_path: Path) -> None:
     for name, images in (("train", slice(40)), ("val", slice(40, 50)), ("test", slice(50, 55))):
         np.testing.assert_array_equal(raw[f"X_{name}"], pixels[images])
         np.testing.assert_array_equal(raw[f"y_{name}"], labels[images])
+    for size in (20, 35):  # the validation images follow those for training
+        part = get_CIFAR10_data(size, 10, 5, subtract_mean=False, directory=tmp_path)
+        np.testing.assert_array_equal(part["X_val"], pixels[size : size + 10])
+        np.testing.assert_array_equal(part["y_val"], labels[size : size + 10])
     data = get_CIFAR10_data(30, 10, 10, directory=tmp_path)
     mean = pixels[:30].mean(axis=0)
     assert data["X_train"].dtype == np.float32

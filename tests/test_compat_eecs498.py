@@ -795,8 +795,6 @@ def test_batchnorm_refuses_by_name() -> None:
         course.BatchNorm.forward(x[:, :, None, None], one, one, {"mode": "train"})
     with pytest.raises(ValueError, match="spatial_batchnorm_forward: x must have shape"):
         course.SpatialBatchNorm.forward(x, one, one, {"mode": "train"})
-    with pytest.raises(ValueError, match="two values per channel"):
-        course.BatchNorm.forward(x[:1], one, one, {"mode": "train"})
     bn_param: dict[str, Any] = {"mode": "train", "running_var": one}
     course.BatchNorm.forward(x[:0], one, one, bn_param)
     np.testing.assert_array_equal(bn_param["running_var"], one)
@@ -979,6 +977,18 @@ def test_modes_and_running_values(kind: Kind) -> None:
     assert bn_param["mode"] == "test"
     np.testing.assert_array_equal(array(bn_param["running_mean"]), before)
     np.testing.assert_allclose(array(model.loss(X[:3])), array(scores)[:3], rtol=1e-12)
+
+
+def test_one_value_to_normalise_gives_beta(kind: Kind) -> None:
+    x, gamma, beta = kind.randn(1, 3), kind.randn(3), kind.randn(3)
+    bn_param: dict[str, Any] = {"mode": "train"}
+    y, cache = course.BatchNorm.forward(x, gamma, beta, bn_param)
+    np.testing.assert_allclose(array(y)[0], array(beta))
+    np.testing.assert_allclose(array(bn_param["running_mean"]), 0.1 * array(x)[0])
+    np.testing.assert_array_equal(array(bn_param["running_var"]), 0)
+    dx, _, dbeta = course.BatchNorm.backward(kind.array(np.ones((1, 3))), cache)
+    np.testing.assert_array_equal(array(dx), 0)
+    np.testing.assert_array_equal(array(dbeta), 1)
 
 
 def test_running_values_may_be_replaced(kind: Kind) -> None:

@@ -796,6 +796,15 @@ def test_losses_refuse_what_would_be_broadcast() -> None:
         assert loss.backward().shape == (0, 3)
 
 
+def test_one_value_to_normalise_gives_the_shift() -> None:
+    layer = BatchNorm1d(3)
+    layer.Bb[:] = [[1.0, 2.0, 3.0]]
+    assert layer.forward(np.array([[4.0, 5.0, 6.0]])).tolist() == [[1.0, 2.0, 3.0]]
+    assert layer.running_M == pytest.approx(np.array([[0.4, 0.5, 0.6]]))
+    assert layer.running_V == pytest.approx(np.full((1, 3), 0.9))
+    assert layer.backward(np.ones((1, 3))).tolist() == [[0.0] * 3]
+
+
 def test_batch_norm_in_training_and_in_inference() -> None:
     draw = np.random.default_rng(7)
     layer = BatchNorm1d(4, alpha=0.75)

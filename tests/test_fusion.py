@@ -226,6 +226,54 @@ def test_inference_notices_a_changed_setting(attribute: str, rng: np.random.Gene
     assert_near(net(x), one_by_one(net, x), attribute)
 
 
+def test_frozen_arrays_cannot_change(rng: np.random.Generator) -> None:
+    net, x = NETS["conv norm relu"](np.float32, rng).eval(), images(np.float32)
+    y, arrays, state = net(x), net.params | net.buffers, net.state_dict()
+    assert net.freeze() is net
+    assert not net.training
+    for _ in range(2):
+        checks.assert_same(net(x), y, "frozen")
+    for name in ARRAYS:
+        for how, change in CHANGES.items():
+            with pytest.raises(ValueError, match="read-only"):
+                change(net, name, state[name] + 1)
+            checks.assert_same(net.state_dict()[name], state[name], f"{name} {how}")
+    with pytest.raises(ValueError, match=r"load_state_dict: '0\.weight' is read-only; `train`"):
+        net.load_state_dict(state)
+    checks.assert_same(net.freeze().eval()(x), y, "frozen twice")
+    net.train().eval()
+    for name, array in (net.params | net.buffers).items():
+        assert array is arrays[name]
+        array += 1
+        assert_near(net(x), one_by_one(net, x), f"{name} after the thaw")
+
+
+def test_what_is_made_writable_by_hand_counts(rng: np.random.Generator) -> None:
+    net, x = NETS["conv norm relu"](np.float32, rng).freeze(), images(np.float32)
+    net(x)
+    net[0].weight.flags.writeable = True
+    net[0].weight += 1
+    assert_near(net(x), one_by_one(net, x), "changed")
+
+
+def test_one_array_in_two_frozen_layers(rng: np.random.Generator) -> None:
+    a, b = (NETS["conv"](np.float32, rng)[0] for _ in range(2))
+    object.__setattr__(b, "weight", a.weight)
+    nn.Sequential(a, b).freeze()
+    x = images(np.float32)
+    b(x)
+    a.train().weight[...] = 3
+    assert_near(b(x), one_by_one(nn.Sequential(b), x), "the other")
+
+
+def test_copies_of_frozen_layers_are_not_frozen(rng: np.random.Generator) -> None:
+    net, x = NETS["conv norm relu"](np.float32, rng).freeze(), images(np.float32)
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        checks.assert_same(other(x), net(x), "copy")
+        other[0].weight += 1
+        assert_near(other(x), one_by_one(other, x), "changed copy")
+
+
 def test_inference_notices_a_layer_that_is_replaced(rng: np.random.Generator) -> None:
     net = NETS["conv norm relu"](np.float32, rng).eval()
     x = images(np.float32)

@@ -869,6 +869,7 @@ def test_failed_write_leaves_the_old_checkpoint(
     with pytest.raises(OSError, match="no space"):
         checkpoint.write(path, {"a": np.zeros(3)})
     assert checkpoint.read(path)["a"].tolist() == [1, 1, 1]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_checkpoints_need_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ import numpy as np
 
 from cnnfast import arrays, geometry
 from cnnfast import functional as F
+from cnnfast.compat.lone import doubled
 
 __all__ = [
     "batch_norm_backward",
@@ -150,9 +151,15 @@ def pool_back(grad_pool: Array, X: Array, f: int, s: int) -> Array:
     -------
     array of the shape of X
     """
+    op = "pool_back"
     _, indices = F.max_pool2d(X, f, s, return_indices=True)
-    _, _, OH, OW = np.shape(grad_pool)
-    return F.max_pool2d_backward(grad_pool, indices[:, :, :OH, :OW], np.shape(X))
+    shape = tuple(np.shape(grad_pool))
+    geometry.rank(op, "grad_pool", shape, "N, C, OH, OW")
+    indices = indices[:, :, : shape[2], : shape[3]]
+    if tuple(indices.shape) != shape:
+        fits = tuple(indices.shape)
+        raise ValueError(f"{op}: grad_pool must have at most shape {fits}, not {shape}")
+    return F.max_pool2d_backward(grad_pool, indices, np.shape(X))
 
 
 def batch_norm_forward(X: Array, gamma: Array, beta: Array) -> Array:
@@ -167,7 +174,8 @@ def batch_norm_forward(X: Array, gamma: Array, beta: Array) -> Array:
     -------
     array of shape (N, C, H, W)
     """
-    return F.batch_norm(X, None, None, gamma, beta, training=True, eps=_EPS)
+    out = F.batch_norm(doubled(X), None, None, gamma, beta, training=True, eps=_EPS)
+    return out[: len(X)]
 
 
 def batch_norm_backward(dout: Array, X: Array, gamma: Array, beta: Array) -> Array:
@@ -185,6 +193,6 @@ def batch_norm_backward(dout: Array, X: Array, gamma: Array, beta: Array) -> Arr
     array of the shape of X
     """
     _, mean, rstd = F.batch_norm(
-        X, None, None, gamma, beta, training=True, eps=_EPS, return_stats=True
+        doubled(X), None, None, gamma, beta, training=True, eps=_EPS, return_stats=True
     )
     return F.batch_norm_backward(dout, X, mean, rstd, gamma)[0]

@@ -25,8 +25,9 @@ What differs from the handout:
   ``"same"`` of `cnnfast.conv2d`. Images of odd size are pooled to the floor of half.
 - `compute_numeric_gradient` steps by 1e-5, needs float64 and works on tensors of any layout; the
   course's copied a tensor that was not contiguous, and then changed the copy.
-- `Solver` is `cnnfast.training.Solver`: an epoch takes each example once, accuracies of a part of
-  the examples always take the same part, and of equal accuracies the newest weights are kept.
+- `Solver` is `cnnfast.training.Solver`: an epoch takes no example twice (what is left over after
+  whole batches has its turn in another), accuracies of a part of the examples always take the same
+  part, and of equal accuracies the newest weights are kept.
 - Update rules do not change w. They compute on the CPU, wherever w lies.
 - Random numbers come from ``rng=`` if it is given. Otherwise those for tensors follow
   ``torch.manual_seed``, and those for arrays `fix_random_seed`.
@@ -44,6 +45,7 @@ import numpy as np
 from cnnfast import functional as F
 from cnnfast import geometry, gradcheck, models, nn, training
 from cnnfast.arrays import detached, dtype_name, is_foreign, like, namespace, on_host, view
+from cnnfast.compat.lone import doubled
 from cnnfast.nn import init
 
 __all__ = [
@@ -347,11 +349,14 @@ def _normalize(
     if training:
         var *= count / (count - 1)
     share = 1 - bn_param.get("momentum", 0.9)
-    out, *used = F.batch_norm(x, mean, var, gamma, beta, training, share, eps, return_stats=True)
+    batch = doubled(x) if training else x
+    out, *used = F.batch_norm(
+        batch, mean, var, gamma, beta, training, share, eps, return_stats=True
+    )
     if training:
         var *= (count - 1) / count
     bn_param["running_mean"], bn_param["running_var"] = mean, var
-    return out, (x, gamma, *used, None if training else var, eps)
+    return out[: x.shape[0], ...], (x, gamma, *used, None if training else var, eps)
 
 
 def _running(x: Array, value: Array | None) -> Array:

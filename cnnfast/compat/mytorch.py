@@ -59,6 +59,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnfast import functional as F
+from cnnfast.compat.lone import doubled
 from cnnfast.models import DistributedScanningMLP, SimpleCNN1d, SimpleScanningMLP
 from cnnfast.nn import init
 from cnnfast.nn.arguments import sizes, whole
@@ -867,8 +868,9 @@ class BatchNorm1d(_Layer):
             BZ = self._normalised(Z, self.M, BW, Bb)
         else:
             BZ, M, rstd = F.batch_norm(
-                Z, None, None, BW, Bb, training=True, eps=self.eps, return_stats=True
+                doubled(Z), None, None, BW, Bb, training=True, eps=self.eps, return_stats=True
             )
+            BZ = BZ[: len(Z)]
             self.M, self.V = M[None], rstd[None] ** -2 - self.eps
             self.running_M = self.alpha * self.running_M + (1 - self.alpha) * self.M
             self.running_V = self.alpha * self.running_V + (1 - self.alpha) * self.V

@@ -71,6 +71,24 @@ class Gradients(NamedArrays):
         dict.__setitem__(self, name, layer._grads[own_name])
 
 
+class Frozen:
+    """Arrays that `Layer.freeze` has made read-only, until they are thawed."""
+
+    def __init__(self, arrays: Iterable[Array]) -> None:
+        self._arrays = list(arrays)
+        self._were_writable = [array for array in self._arrays if array.flags.writeable]
+        for array in self._were_writable:
+            array.flags.writeable = False
+
+    def holds(self) -> bool:
+        """Whether nobody has made one of them writable again."""
+        return not any(array.flags.writeable for array in self._arrays)
+
+    def thaw(self) -> None:
+        for array in self._were_writable:
+            array.flags.writeable = True
+
+
 class LoadResult(NamedTuple):
     """What `Layer.load_state_dict` did not find (`missing_keys`) or not use."""
 
@@ -157,6 +175,7 @@ class Layer:
     _buffer_names: list[str]
     _grads: dict[str, Array]
     _needs_input_grad: bool
+    _frozen: Frozen | None
     _saved: Any
     # Arrays of its own that a state dict may lack without being incomplete.
     _optional_state: ClassVar[frozenset[str]] = frozenset()
@@ -172,6 +191,7 @@ class Layer:
         self._buffer_names = []
         self._grads = {}
         self._needs_input_grad = True
+        self._frozen = None
         self._saved = None
 
     def forward(self, x: Array) -> Array:
@@ -300,14 +320,48 @@ class Layer:
     # Settings
 
     def train(self, mode: bool = True) -> Self:
-        """Put this layer and all layers inside it into training mode. Returns the layer."""
+        """Put this layer and all layers inside it into training mode. Returns the layer.
+
+        Arrays that are frozen become writable again.
+        """
         for _, layer in self.named_layers():
             layer.training = bool(mode)
+            if mode and layer._frozen is not None:
+                layer._frozen.thaw()
+                layer._frozen = None
         return self
 
     def eval(self) -> Self:
         """Put this layer and all layers inside it into inference mode. Returns the layer."""
         return self.train(False)
+
+    def freeze(self) -> Self:
+        """`eval`, with arrays that cannot change. Returns the layer.
+
+        In inference, convolutions keep their weights in the form that the kernel wants, and look
+        at each call whether an array has changed since, which takes as long as reading all of them.
+        Frozen arrays are read-only, and nobody needs to look. `train` makes them writable again.
+
+        They stay the same objects, in the hands of an optimiser for instance. A view of one, made
+        before, is writable still; what is written through it now may have no effect.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from cnnfast import nn
+        >>> layer = nn.Conv2d(1, 1, 3).freeze()
+        >>> layer.weight[...] = 0
+        Traceback (most recent call last):
+            ...
+        ValueError: assignment destination is read-only
+        """
+        self.eval()
+        for _, layer in self.named_layers():
+            if layer._frozen is None:
+                names = (*layer._param_names, *layer._buffer_names)
+                arrays = (layer.__dict__[name] for name in names)
+                layer._frozen = Frozen(array for array in arrays if array is not None)
+        return self
 
     @property
     def needs_input_grad(self) -> bool:
@@ -355,8 +409,8 @@ class Layer:
         Raises
         ------
         ValueError, TypeError
-            Keys or shapes that do not fit, or values that are not real numbers, or masked. Then
-            nothing at all has been changed.
+            Keys or shapes that do not fit, values that are not real numbers, or masked, or frozen
+            arrays. Then nothing at all has been changed.
 
         Examples
         --------
@@ -375,6 +429,8 @@ class Layer:
                 f"not {type(state_dict).__name__}"
             )
         own = dict(self._arrays("_param_names", "_buffer_names"))
+        for name, array in own.items():
+            _writable(f"{me}.load_state_dict: {name!r}", array)
         optional = {
             _dotted(prefix, name)
             for prefix, layer in self.named_layers()
@@ -432,13 +488,21 @@ class Layer:
         return f"{type(self).__name__}(\n  {body}\n)"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_saved": None, "_grads": {}}
+        return {**self.__dict__, "_saved": None, "_grads": {}, "_frozen": None}
 
 
 def write(target: Array, value: Any, name: str) -> None:
     """Copy `value` into `target`, whose shape it must have, as `name` says in an error."""
     if value is not target:
+        _writable(name, target)
         target[...] = _converted(name, value, target)
+
+
+def _writable(name: str, array: Array) -> None:
+    if not array.flags.writeable:
+        raise ValueError(
+            f"{name} is read-only; `train` makes the arrays of a frozen layer writable"
+        )
 
 
 def copied(x: Any) -> Any:

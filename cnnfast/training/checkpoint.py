@@ -47,11 +47,15 @@ def write(path: Path, tree: dict[str, Any]) -> None:
     text = json.dumps(_take_arrays(tree, "", tensors))
     data = save(tensors, {"format": _FORMAT, "tree": text, "checksum": _checksum(text, tensors)})
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     if os.name == "posix":
         # The rename itself is safe on the disk only once the folder is.
         folder = os.open(path.parent, os.O_RDONLY)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from cnnfast.data import load_cifar10
@@ -27,7 +29,7 @@ def get_CIFAR10_data(
     num_training, num_test : int
         So many from the beginning of the training and of the test images.
     num_validation : int
-        So many from the end of the training images.
+        So many of the training images, those that follow.
     subtract_mean : bool
         Whether to subtract the mean of the training images taken.
     directory : path
@@ -39,7 +41,14 @@ def get_CIFAR10_data(
     dict
         ``X_train, X_val, X_test``, float32 of shape (N, 3, 32, 32), and ``y_train, y_val, y_test``.
     """
-    data = load_cifar10(directory, num_val=num_validation).take(num_training, test=num_test)
+    data = load_cifar10(directory, num_val=num_validation)
+    if num_training < len(data.y_train):
+        following = slice(num_training, num_training + num_validation)
+        X, y = data.X_train[following], data.y_train[following]
+        rest = num_validation - len(y)
+        X_val = np.concatenate([X, data.X_val[:rest]])
+        data = replace(data, X_val=X_val, y_val=np.concatenate([y, data.y_val[:rest]]))
+    data = data.take(num_training, test=num_test)
     arrays = (data.centered() if subtract_mean else data).asdict()
     for name in ("X_train", "X_val", "X_test"):
         arrays[name] *= 255

@@ -37,10 +37,10 @@ def get_im2col_indices(
     i, j : int arrays of shape (C * field_height * field_width, H' * W')
         Rows and columns of the image.
     """
-    _, C, H, W = x_shape
-    pad = whole(padding)
-    places = np.indices((C, H + 2 * pad, W + 2 * pad))
-    k, i, j = F.im2col(places, (field_height, field_width), whole(stride)).astype(np.int64)
+    window, step, pad = (field_height, field_width), whole(stride), whole(padding)
+    g = geometry.windows("get_im2col_indices", 2, tuple(x_shape), window, step, pad, 1)
+    places = np.indices((g.C, g.H + 2 * pad, g.W + 2 * pad))
+    k, i, j = F.im2col(places, window, step).astype(np.int64)
     return k[:, :1], i, j
 
 
@@ -134,11 +134,10 @@ def col2im_6d_cython(
     -------
     array of shape (N, C, H, W)
     """
-    cols = np.asarray(cols)
-    if cols.ndim != 6:
-        raise ValueError(
-            f"col2im_6d_cython: cols must have shape (C, HH, WW, N, H', W'), not {cols.shape}"
-        )
-    windows = cols.shape[4] * cols.shape[5]
-    flat = cols.transpose(0, 1, 2, 4, 5, 3).reshape(C * HH * WW, windows * N)
+    op = "col2im_6d_cython"
+    g = geometry.windows(op, 2, (N, C, H, W), (HH, WW), whole(stride), whole(pad), 1)
+    cols, shape = np.asarray(cols), (C, HH, WW, N, g.OH, g.OW)
+    if cols.shape != shape:
+        raise ValueError(f"{op}: cols must have shape {shape}, not {cols.shape}")
+    flat = cols.transpose(0, 1, 2, 4, 5, 3).reshape(C * HH * WW, g.pixels * N)
     return col2im_indices(flat, (N, C, H, W), HH, WW, pad, stride)

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from cnnfast import functional as F
+from cnnfast import geometry
 from cnnfast.compat.cs231n import sliding
 from cnnfast.compat.cs231n.chance import global_rng
-from cnnfast.compat.cs231n.sliding import Array, Cache, Param
+from cnnfast.compat.cs231n.sliding import Array, Cache, Param, whole
+from cnnfast.compat.lone import doubled
 
 __all__ = [
     "affine_backward",
@@ -74,6 +76,8 @@ def affine_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
 
 def _rows(x: Array) -> Array:
     x = np.asarray(x)
+    if not x.ndim:
+        raise ValueError("affine_forward: x must have shape (N, d_1, ..., d_k), not ()")
     return x.reshape(len(x), prod(x.shape[1:]))
 
 
@@ -120,18 +124,23 @@ def batchnorm_forward(x: Array, gamma: Array, beta: Array, bn_param: Param) -> t
     ----------
     Ioffe and Szegedy, "Batch normalization", 2015.
     """
+    op = "batchnorm_forward"
     eps, momentum = bn_param.get("eps", 1e-5), bn_param.get("momentum", 0.9)
-    train = _is_train("batchnorm_forward", bn_param)
+    train = _is_train(op, bn_param)
     x = np.asarray(x)
     zeros = np.zeros(np.shape(gamma), x.dtype if x.dtype.kind == "f" else np.float64)
     running_mean, running_var = (
         np.asarray(bn_param.get(name, zeros)) for name in ("running_mean", "running_var")
     )
+    for name, running in (("running_mean", running_mean), ("running_var", running_var)):
+        if running.shape != zeros.shape:
+            raise ValueError(f"{op}: {name} must have shape {zeros.shape}, not {running.shape}")
     if train:
         # With momentum 1 these become the batch's own mean and unbiased variance.
         mean, var = zeros.copy(), zeros.copy()
-        out, _, rstd = F.batch_norm(x, mean, var, gamma, beta, True, 1.0, eps, return_stats=True)
-        cache = x, gamma, mean, rstd
+        options = True, 1.0, eps
+        out, _, rstd = F.batch_norm(doubled(x), mean, var, gamma, beta, *options, return_stats=True)
+        out, cache = out[: len(x)], (x, gamma, mean, rstd)
         count = x.size // len(mean)
         if count:
             var *= (count - 1) / count
@@ -195,12 +204,14 @@ def layernorm_forward(x: Array, gamma: Array, beta: Array, ln_param: Param) -> t
     ----------
     Ba, Kiros and Hinton, "Layer normalization", 2016.
     """
-    return _groupnorm_forward(x, gamma, beta, 1, ln_param)
+    op = "layernorm_forward"
+    geometry.rank(op, "x", np.shape(x), "N, D")
+    return _groupnorm_forward(op, x, gamma, beta, 1, ln_param)
 
 
 def layernorm_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
     """``dx, dgamma, dbeta`` of `layernorm_forward`."""
-    return _groupnorm_backward(dout, cache)
+    return _groupnorm_backward("layernorm_backward", dout, cache)
 
 
 def spatial_groupnorm_forward(
@@ -227,31 +238,45 @@ def spatial_groupnorm_forward(
     ----------
     Wu and He, "Group normalization", 2018.
     """
-    C = np.shape(x)[1]
+    op = "spatial_groupnorm_forward"
+    geometry.rank(op, "x", np.shape(x), "N, C, H, W")
+    C, G = np.shape(x)[1], whole(G)
+    if not isinstance(G, int | np.integer):
+        raise TypeError(f"{op}: G must be an integer, not {G!r}")
     if G < 1 or C % G:
-        raise ValueError(f"spatial_groupnorm_forward: G={G} does not divide the {C} channels of x")
-    return _groupnorm_forward(x, gamma, beta, G, gn_param)
+        raise ValueError(f"{op}: G={G} does not divide the {C} channels of x")
+    return _groupnorm_forward(op, x, gamma, beta, G, gn_param)
 
 
 def spatial_groupnorm_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
     """``dx, dgamma, dbeta`` of `spatial_groupnorm_forward`; the last two in the shape of gamma."""
-    return _groupnorm_backward(dout, cache)
+    return _groupnorm_backward("spatial_groupnorm_backward", dout, cache)
 
 
 def _groupnorm_forward(
-    x: Array, gamma: Array, beta: Array, G: int, param: Param
+    op: str, x: Array, gamma: Array, beta: Array, G: int, param: Param
 ) -> tuple[Array, Cache]:
-    # Every group of every example is a channel of one example to batch normalisation.
     x = np.asarray(x)
-    groups = x.reshape(1, len(x) * G, prod(x.shape[1:]) // G)
-    eps = param.get("eps", 1e-5)
-    y, mean, rstd = F.batch_norm(groups, None, None, training=True, eps=eps, return_stats=True)
-    y = y.reshape(x.shape)
+    for name, vector in (("gamma", gamma), ("beta", beta)):
+        if np.size(vector) != x.shape[1]:
+            shape = np.shape(vector)
+            raise ValueError(f"{op}: {name} must have shape ({x.shape[1]},), not {shape}")
+    # Every group of every example is a channel of one example to batch normalisation, which takes
+    # no examples but not no channels.
+    channels = (1, len(x) * G) if len(x) else (0, G)
+    groups = x.reshape(*channels, prod(x.shape[1:]) // G)
+    y, mean, rstd = F.batch_norm(
+        doubled(groups), None, None, training=True, eps=param.get("eps", 1e-5), return_stats=True
+    )
+    y = y[: len(groups)].reshape(x.shape)
     return y * _by_channel(gamma, x) + _by_channel(beta, x), (groups, gamma, y, mean, rstd)
 
 
-def _groupnorm_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
+def _groupnorm_backward(op: str, dout: Array, cache: Cache) -> tuple[Array, Array, Array]:
     groups, gamma, y, mean, rstd = cache
+    dout = np.asarray(dout)
+    if dout.shape != y.shape:
+        raise ValueError(f"{op}: dout must have shape {y.shape}, not {dout.shape}")
     dy = (dout * _by_channel(gamma, y)).reshape(groups.shape)
     dx, _, _ = F.batch_norm_backward(dy, groups, mean, rstd)
     rest = (0, *range(2, y.ndim))
@@ -287,9 +312,12 @@ def dropout_forward(x: Array, dropout_param: Param) -> tuple[Array, Cache]:
     """
     if not _is_train("dropout_forward", dropout_param):
         return np.array(x), (dropout_param, None)
+    p = dropout_param["p"]
+    if isinstance(p, str) or not 0 <= p <= 1:
+        raise ValueError(f"dropout_forward: p must be between 0 and 1, not {p!r}")
     seeded = "seed" in dropout_param
     rng: Any = np.random.RandomState(dropout_param["seed"]) if seeded else global_rng()
-    mask = np.asarray(rng.random(np.shape(x)) < dropout_param["p"])
+    mask = np.asarray(rng.random(np.shape(x)) < p)
     return _masked(x, mask, dropout_param), (dropout_param, mask)
 
 

@@ -125,6 +125,8 @@ def _step(name: str, w: Array, dw: Array, config: Config | None) -> tuple[Array,
     for setting, default in rule.settings.items():
         config.setdefault(setting, default)
     w = np.asarray(w)
+    if w.dtype.kind not in "fiub":
+        raise TypeError(f"{name}: w has dtype {w.dtype}; real numbers are needed")
     next_w = np.array(w, w.dtype if w.dtype.kind == "f" else np.float64, order="C")
     optimizer = rule.make({"w": next_w}, *(config[setting] for setting in rule.settings))
     past = optimizer.state_dict()

@@ -46,4 +46,8 @@ def max_pool_backward(dout: Array, cache: Cache, method: str) -> Array:
     """From the places that are in the cache; the naive functions' has none, and they look again."""
     x, pool_param, *found = cache
     indices = found[0] if found else max_pool_indices(x, pool_param, method)[1]
+    if np.shape(dout) != np.shape(indices):
+        raise ValueError(
+            f"max_pool_backward: dout must have shape {np.shape(indices)}, not {np.shape(dout)}"
+        )
     return F.max_pool2d_backward(dout, indices, np.shape(x), method=method)

@@ -54,7 +54,8 @@ class Solver(training.Solver):
     Notes
     -----
     The model has the best parameters when `train` ends. A loss that is not finite does not stop it,
-    as in the course.
+    as in the course. Called once more, `train` goes on for `num_epochs` more, from the newest
+    parameters. An array that is put into the model's `params` meanwhile is taken over.
     """
 
     def __init__(
@@ -73,6 +74,8 @@ class Solver(training.Solver):
         print_every: int = 10,
         verbose: bool = True,
     ) -> None:
+        if print_every < 1:
+            raise ValueError(f"Solver: print_every must be at least 1, got {print_every}")
         self.update_rule = update_rule
         self.optim_config = dict(optim_config or {})
         self.batch_size = batch_size
@@ -82,7 +85,7 @@ class Solver(training.Solver):
         super().__init__(
             model,
             data,
-            update_rule=lambda params: _Update(params, update_rule, self.optim_config),
+            update_rule=lambda _: _Update(model, update_rule, self.optim_config),
             lr_decay=lr_decay,
             batch_size=batch_size,
             num_epochs=num_epochs,
@@ -92,6 +95,12 @@ class Solver(training.Solver):
             allow_nonfinite=True,
         )
 
+    def train(self, time_limit: float | None = None, *, paced: bool = False) -> None:
+        """`cnnfast.training.Solver.train`; after the last epoch, for as many epochs again."""
+        if self.steps >= self.total_steps:
+            self.total_steps += self.num_epochs * self.steps_per_epoch
+        super().train(time_limit, paced=paced)
+
     def step(self) -> float:
         loss = super().step()
         if self.verbose and (self.steps - 1) % self.print_every == 0:
@@ -100,11 +109,11 @@ class Solver(training.Solver):
 
     def evaluate(self) -> tuple[float, float]:
         train, val = super().evaluate()
+        if self.checkpoint_name is not None:
+            self._pickle(Path(f"{self.checkpoint_name}_epoch_{self.epoch}.pkl"))
         if self.verbose:
             epoch = f"(Epoch {self.epoch} / {self.num_epochs})"
             print(f"{epoch} train acc: {train:f}; val_acc: {val:f}")
-        if self.checkpoint_name is not None:
-            self._pickle(Path(f"{self.checkpoint_name}_epoch_{self.epoch}.pkl"))
         return train, val
 
     def _pickle(self, path: Path) -> None:
@@ -113,8 +122,11 @@ class Solver(training.Solver):
             *("num_train_samples", "num_val_samples", "epoch"),
             *("loss_history", "train_acc_history", "val_acc_history"),
         )
-        with path.open("wb") as file:
-            pickle.dump({name: getattr(self, name) for name in names}, file)
+        # As a whole before anything is written: a model may hold what cannot be pickled.
+        data = pickle.dumps({name: getattr(self, name) for name in names})
+        if self.verbose:
+            print(f'Saving checkpoint to "{path}"')
+        path.write_bytes(data)
 
 
 class _Update:
@@ -124,7 +136,7 @@ class _Update:
     element by element, so it may as well see the layer's own array, in the order of its memory.
     """
 
-    def __init__(self, params: Mapping[str, Array], name: str, config: Mapping[str, float]) -> None:
+    def __init__(self, model: Any, name: str, config: Mapping[str, float]) -> None:
         if name not in RULES:
             raise ValueError(f"Solver: update_rule must be one of {list(RULES)}, not {name!r}")
         settings = {**RULES[name].settings, **config}
@@ -132,10 +144,13 @@ class _Update:
         if unknown:
             known = list(RULES[name].settings)
             raise ValueError(f"Solver: optim_config has unknown {unknown}; {name} takes {known}")
+        self._model = model
+        self._params = dict(model.params)
         self._turned = {
-            name: p.flags.f_contiguous and not p.flags.c_contiguous for name, p in params.items()
+            name: p.flags.f_contiguous and not p.flags.c_contiguous
+            for name, p in self._params.items()
         }
-        self._optimizer = RULES[name].make(self._in_order(params), *settings.values())
+        self._optimizer = RULES[name].make(self._in_order(self._params), *settings.values())
 
     @property
     def lr(self) -> float:
@@ -146,6 +161,11 @@ class _Update:
         self._optimizer.lr = value
 
     def step(self, grads: Mapping[str, Array]) -> None:
+        params = self._model.params
+        for name, own in self._params.items():
+            if not np.may_share_memory(params[name], own):
+                own[...] = params[name]
+                params[name] = own
         self._optimizer.step(self._in_order(grads))
 
     def _in_order(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
