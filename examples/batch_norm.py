@@ -220,10 +220,10 @@ else:
 # %% [markdown]
 # Not quite. Where the network learns without batch norm, it learns faster with it here, too: it is
 # ahead by several points. But the largest rates remain a problem. At 0.3 neither learns anything.
-# At 0.1 only the one with batch norm learns, slowly, after its loss has shot up, and from other
-# starts it fails there as well. Batch norm looks after the convolutions. The linear layer at the
-# end has none behind it, and on these larger images it has 512 inputs, on the digits 32, so a step
-# of the same learning rate moves its scores further.
+# At 0.1 both learn little, after their losses have shot up; how little is a matter of the start.
+# Batch norm looks after the convolutions. The linear layer at the end has none behind it, and on
+# these larger images it has 512 inputs, on the digits 32, so a step of the same learning rate moves
+# its scores further.
 #
 # ## What to take away
 #
