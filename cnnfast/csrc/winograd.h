@@ -5,8 +5,8 @@
  * summation, less waste at the edges of small images, and transformed weights of 16 instead of 36
  * numbers per channel and filter.
  *
- * A result that is not finite is computed again by direct summation, so that NaN and infinity
- * are where the direct method has them and no finite result is lost to an overflow inside.
+ * If a result is not finite, all are computed again by gemm, so that NaN and infinity are where the
+ * direct method has them and no finite result is lost to an overflow inside.
  */
 #ifndef CNNFAST_WINOGRAD_H
 #define CNNFAST_WINOGRAD_H

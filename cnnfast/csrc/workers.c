@@ -26,7 +26,6 @@ void workers_run(workers_task task, void *job, ptrdiff_t parts, int threads)
 #endif
 
 enum {
-    MOST_THREADS = 256,
     /* Pauses before a thread that waits goes to sleep: some 0.1 ms, in which the next layer of a
      * network usually asks again. Waking a sleeping thread takes some tens of microseconds, more on
      * a virtual machine: MobileNetV2 on two threads took 13.6 ms with 2,000 pauses, 12.1 with 10,000
@@ -168,8 +167,8 @@ static void wait_until_left(void)
 
 void workers_run(workers_task task, void *job, ptrdiff_t parts, int threads)
 {
-    if (threads > MOST_THREADS)
-        threads = MOST_THREADS;
+    if (threads > WORKERS_MOST)
+        threads = WORKERS_MOST;
     if (threads > parts)
         threads = (int)parts;
     /* A caller who finds the pool taken, by another thread or by itself further up, works alone:

@@ -4,6 +4,9 @@
 
 #include <stddef.h>
 
+/* More threads than this never take part in a job. */
+enum { WORKERS_MOST = 256 };
+
 /* Part `part` of a job, on the thread that has number `slot` in it. */
 typedef void (*workers_task)(void *job, ptrdiff_t part, ptrdiff_t slot);
 
