@@ -218,9 +218,13 @@ def _write(name: str, content: bytes) -> None:
         Path(name).write_bytes(content)
         return
     path = Path(os.path.realpath(name))  # of a link, what it points to
-    with tempfile.NamedTemporaryFile(
-        dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
+    try:
+        opened = tempfile.NamedTemporaryFile(  # noqa: SIM115 (the next statement uses it)
+            dir=path.parent, prefix=f".{path.name}.", delete=False
+        )
+    except OSError as error:  # which speaks of the temporary file
+        raise OSError(error.errno, error.strerror, name) from None
+    with opened as file:
         try:
             file.write(content)
             file.close()
@@ -1001,6 +1005,8 @@ def _load(args: argparse.Namespace) -> Any:
     # Shifted images get zeros at their edges: black is 0 in the pictures of digits as they are, and
     # in photographs 0 should be the mean colour.
     if args.data == "digits":
+        if args.data_dir is not None:
+            raise _MistakeError("--data digits takes no --data-dir: they come with scikit-learn")
         return data.load_digits()
     if args.data_dir is None:
         raise _MistakeError(f"--data {args.data} needs --data-dir DIR")

@@ -470,6 +470,7 @@ MISTAKES = [
     (["train"], "--data"),
     (["train", "--data", "imagenet"], "'imagenet'"),
     (["train", "--data", "mnist"], "--data-dir"),
+    (["train", "--data", "digits", "--data-dir", "."], "takes no --data-dir"),
     (["train", "--data", "mnist", "--data-dir", "/no/such/folder"], "train-images-idx3-ubyte"),
     (["train", "--data", "cifar10", "--data-dir", "/no/such/folder"], "/no/such/folder"),
     (["train", "--data", "digits", "--resume"], "--checkpoint"),
