@@ -54,6 +54,7 @@ class Figures:
         self.suites: dict[str, list[Result]] = {}
         self.roofs: list[Mapping[str, Any]] = []
         self.regrets: list[Mapping[str, Any]] = []
+        self.seconds: set[float] = set()
         self.environment: Mapping[str, Any] = {}
         known = {field.name for field in fields(Result)}
         for file in files:
@@ -68,6 +69,7 @@ class Figures:
                 for row in value["results"]
             ]
             self.suites.setdefault(suite, []).extend(rows)
+            self.seconds.add(value["plan"]["seconds"])
             self.roofs += value.get("roofs", [])
 
     def standings(self, peer: str) -> dict[str, list[Standing]]:
@@ -206,7 +208,13 @@ def commands(figures: Figures) -> str:
     lines += [
         f"python benchmarks/regret.py --threads {v['plan']['threads']}" for v in figures.regrets
     ]
-    return "\n".join(["```sh", *lines, "python benchmarks/report.py", "```"])
+    block = "\n".join(["```sh", *lines, "python benchmarks/report.py", "```"])
+    low, high = min(figures.seconds, default=0.1), max(figures.seconds, default=0.1)
+    if low == high == 0.1:
+        return block
+    return (
+        f"{block}\n\n(Some suites with `--seconds` from {low:g} to {high:g}, or in one dtype only.)"
+    )
 
 
 def overview(figures: Figures) -> str:
