@@ -195,6 +195,10 @@ def where(figures: Figures) -> str:
     return f"{facts['processor']} ({facts['isa']}), {', '.join(versions)}, {facts['date'][:10]}"
 
 
+# For each contestant, in the commands that are shown.
+_SECONDS = 0.1
+
+
 def commands(figures: Figures) -> str:
     suites = [suite for suite in SUITES if suite in figures.suites]
     threads = sorted({r.threads for results in figures.suites.values() for r in results})
@@ -202,19 +206,17 @@ def commands(figures: Figures) -> str:
     lines = [
         f"for suite in {' '.join(suites)}; do",
         f"    python benchmarks/run.py --suite $suite --methods auto --peers {peers} \\",
-        f"        --threads {','.join(map(str, threads))} --seconds 0.1 --naive-seconds 0.1",
+        f"        --threads {','.join(map(str, threads))} --seconds {_SECONDS} --naive-seconds 0.1",
         "done",
     ]
     lines += [
         f"python benchmarks/regret.py --threads {v['plan']['threads']}" for v in figures.regrets
     ]
     block = "\n".join(["```sh", *lines, "python benchmarks/report.py", "```"])
-    low, high = min(figures.seconds, default=0.1), max(figures.seconds, default=0.1)
-    if low == high == 0.1:
+    if figures.seconds <= {_SECONDS}:
         return block
-    return (
-        f"{block}\n\n(Some suites with `--seconds` from {low:g} to {high:g}, or in one dtype only.)"
-    )
+    spread = f"from {min(figures.seconds):g} to {max(figures.seconds):g}"
+    return f"{block}\n\n(Some suites with `--seconds` {spread}, or in one dtype only.)"
 
 
 def overview(figures: Figures) -> str:

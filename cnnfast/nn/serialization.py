@@ -58,10 +58,22 @@ def save(layer: Layer, path: str | os.PathLike[str]) -> None:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"nn.save: there is no folder {path.parent}")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    permissions = stat.S_IMODE(path.stat().st_mode) if path.exists() else None
+    replace_file(path, data, temporary, "xb", permissions)
+
+
+def replace_file(
+    path: Path, data: bytes, temporary: Path, mode: str = "wb", permissions: int | None = None
+) -> None:
+    """Put a file with `data` in the place of `path`, so that nobody ever sees half of it.
+
+    It is `temporary` first, opened in `mode`, in the same folder; if anything fails, that is
+    removed and `path` is what it was.
+    """
     try:
-        with temporary.open("xb") as file:
-            if path.exists():
-                temporary.chmod(stat.S_IMODE(path.stat().st_mode))
+        with temporary.open(mode) as file:
+            if permissions is not None:
+                temporary.chmod(permissions)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnfast.nn.serialization import replace_file
+
 __all__ = ["CheckpointError", "read", "write"]
 
 _FORMAT = "cnnfast checkpoint 2"
@@ -46,16 +48,8 @@ def write(path: Path, tree: dict[str, Any]) -> None:
     tensors: dict[str, NDArray[Any]] = {}
     text = json.dumps(_take_arrays(tree, "", tensors))
     data = save(tensors, {"format": _FORMAT, "tree": text, "checksum": _checksum(text, tensors)})
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    # One name always: what a killed run has left is written over.
+    replace_file(path, data, path.with_name(f".{path.name}.tmp"))
     if os.name == "posix":
         # The rename itself is safe on the disk only once the folder is.
         folder = os.open(path.parent, os.O_RDONLY)
