@@ -38,6 +38,16 @@ typedef int64_t real_bits;
 #define PREFETCH(p) ((void)(p))
 #endif
 
+/* Hold v in a register. Compilers put a load into each instruction that uses it, where the processor
+ * has less room for loads than for multiply-adds, above all if it serves another thread as well. */
+#if defined(__GNUC__) && CNNFAST_VECTOR_BYTES && defined(__x86_64__)
+#define HOLD(v) __asm__("" : "+v"(v))
+#elif defined(__GNUC__) && CNNFAST_VECTOR_BYTES && defined(__aarch64__)
+#define HOLD(v) __asm__("" : "+w"(v))
+#else
+#define HOLD(v) ((void)(v))
+#endif
+
 /* How many vectors the processor holds at once, which bounds the tiles of the kernels. */
 #if CNNFAST_VECTOR_BYTES == 64 || defined(__aarch64__)
 #define VECTOR_REGISTERS 32
