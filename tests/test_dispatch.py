@@ -606,6 +606,15 @@ _BIG = [
         )
         for needs in "xw"
     ),
+    *(
+        Case(
+            "conv2d_backward",
+            f"one tap, stride, by {needs}",
+            {"dy": (8, 128, 28, 28), "x": (8, 256, 56, 56), "w": (128, 256, 1, 1)},
+            {"stride": 2, "needs": needs},
+        )
+        for needs in "xw"
+    ),
     Case("linear", "large", {"x": (300, 2000), "w": (500, 2000)}),
     *(
         Case(
