@@ -95,11 +95,50 @@ static inline vec blend(mask m, vec yes, vec no)
 #endif
 #define LANES ((ptrdiff_t)LANES_CONSTANT)
 
+/* a where a > b, else b: that is b if one of them is NaN. */
+static inline vec larger(vec a, vec b)
+{
+#if CNNFAST_VECTOR_BYTES == 64 && defined(__AVX512F__) && REAL_BITS == 32
+    return (vec)_mm512_max_ps((__m512)a, (__m512)b);
+#elif CNNFAST_VECTOR_BYTES == 64 && defined(__AVX512F__)
+    return (vec)_mm512_max_pd((__m512d)a, (__m512d)b);
+#elif CNNFAST_VECTOR_BYTES == 32 && defined(__AVX__) && REAL_BITS == 32
+    return (vec)_mm256_max_ps((__m256)a, (__m256)b);
+#elif CNNFAST_VECTOR_BYTES == 32 && defined(__AVX__)
+    return (vec)_mm256_max_pd((__m256d)a, (__m256d)b);
+#elif CNNFAST_VECTOR_BYTES == 16 && defined(__SSE2__) && REAL_BITS == 32
+    return (vec)_mm_max_ps((__m128)a, (__m128)b);
+#elif CNNFAST_VECTOR_BYTES == 16 && defined(__SSE2__)
+    return (vec)_mm_max_pd((__m128d)a, (__m128d)b);
+#else
+    return blend(a > b, a, b);
+#endif
+}
+
+/* Whether any lane of m is set. */
+static inline int any(mask m)
+{
+#if CNNFAST_VECTOR_BYTES == 64 && defined(__AVX512F__)
+    return _mm512_test_epi32_mask((__m512i)m, (__m512i)m) != 0;
+#elif CNNFAST_VECTOR_BYTES == 32 && defined(__AVX__)
+    return _mm256_movemask_ps((__m256)m) != 0;
+#elif CNNFAST_VECTOR_BYTES == 16 && defined(__SSE2__)
+    return _mm_movemask_ps((__m128)m) != 0;
+#elif CNNFAST_VECTOR_BYTES
+    real_bits all = 0;
+    for (int i = 0; i < LANES; i++)
+        all |= m[i];
+    return all != 0;
+#else
+    return m;
+#endif
+}
+
 /* v cut off below at 0 and above at `ceiling`; NaN passes. */
 static inline vec rectified(vec v, real ceiling)
 {
     const vec zero = splat(0), top = splat(ceiling);
-    v = blend(v < zero, zero, v);
+    v = larger(zero, v);
     return blend(v > top, top, v);
 }
 
