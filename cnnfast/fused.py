@@ -142,8 +142,12 @@ def add(a: Any, b: Any, relu: bool = False) -> Any:
         return None
     if compiled.engine_missing() is not None:
         return None
-    name = "add_relu" if relu else "add"
-    return compiled.engine().Elementwise(name, a.shape, a.dtype == np.float64)((a, b))
+    return _add(a.shape, a.dtype == np.float64, relu, dispatch.generation())((a, b))
+
+
+@lru_cache(maxsize=1024)
+def _add(shape: Shape, double: bool, relu: bool, generation: int) -> Any:
+    return compiled.engine().Elementwise("add_relu" if relu else "add", shape, double)
 
 
 def batch_norm_relu(
