@@ -905,7 +905,8 @@ def max_pool2d(
     -----
     Of equal pixels the first in row-major order wins. A NaN beats everything; of several, PyTorch's
     choice, the last. A window whose every tap is outside the image (dilation can do that) gives
-    -inf and index -1, which `max_pool2d_backward` passes over.
+    -inf and index -1, which `max_pool2d_backward` passes over. Without indices, the maximum of
+    zeros of both signs may have either.
 
     Examples
     --------

@@ -615,6 +615,12 @@ _BIG = [
         )
         for needs in "xw"
     ),
+    Case(
+        "conv2d_backward",
+        "one tap, stride, more images than are taken at once",
+        {"dy": (32, 1024, 7, 7), "x": (32, 512, 14, 14), "w": (1024, 512, 1, 1)},
+        {"stride": 2, "needs": "x"},
+    ),
     Case("linear", "large", {"x": (300, 2000), "w": (500, 2000)}),
     *(
         Case(

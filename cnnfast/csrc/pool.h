@@ -21,7 +21,8 @@ struct pool {
 
 /* The maximum of every window, and where in its plane it stands, as row * W + column; `indices`
  * may be NULL. Of equal elements the first in row-major order counts, a NaN beats everything, of
- * several the last. A window without elements gives -inf and the index -1. */
+ * several the last. A window without elements gives -inf and the index -1. Without indices, of 0
+ * and -0 either may be given. */
 int max_pool_forward_f32(const struct pool *g, const float *x, float *y, int64_t *indices,
                          int threads);
 int max_pool_forward_f64(const struct pool *g, const double *x, double *y, int64_t *indices,
