@@ -1,4 +1,4 @@
-#define _POSIX_C_SOURCE 200809L /* POSIX threads in strict C11 too */
+#define _GNU_SOURCE /* POSIX threads in strict C11 too, and Linux's processor numbers */
 #include "workers.h"
 
 #if defined(_WIN32) || !defined(__GNUC__)
@@ -16,6 +16,13 @@ void workers_run(workers_task task, void *job, ptrdiff_t parts, int threads)
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdint.h>
+#include <string.h>
+
+#if defined(__linux__)
+#include <sched.h>
+#include <unistd.h>
+#include <sys/syscall.h>
+#endif
 
 #if defined(__x86_64__)
 #define PAUSE() __builtin_ia32_pause()
@@ -84,7 +91,67 @@ static void leave_offer(void)
     }
 }
 
-static void wait_for_offer(uint64_t seen)
+#if defined(__linux__)
+
+/* Linux may wake a thread on the processor where it fell asleep, though its caller is busy there by
+ * now, and then takes 30 ms and more to part them, in which two threads do the work of one. So each
+ * notes where it falls asleep, and the first that would be in the caller's way is kept from there
+ * for the moment in which it is woken. */
+static struct {
+    pid_t thread;
+    int processor;
+} beds[WORKERS_MOST]; /* guarded by `sleeping` */
+
+static void note_bed(ptrdiff_t slot)
+{
+    beds[slot].thread = (pid_t)syscall(SYS_gettid);
+    beds[slot].processor = sched_getcpu();
+}
+
+/* A thread that fell asleep on this processor, or 0. */
+static pid_t find_neighbour(int here)
+{
+    for (int slot = 1; slot < offer.threads && slot <= started; slot++)
+        if (beds[slot].thread && beds[slot].processor == here)
+            return beds[slot].thread;
+    return 0;
+}
+
+static void wake_threads(void)
+{
+    const int here = sched_getcpu();
+    cpu_set_t all, others;
+    pthread_mutex_lock(&sleeping);
+    const pid_t thread = here < 0 ? 0 : find_neighbour(here);
+    int moved = thread && !sched_getaffinity(thread, sizeof all, &all);
+    if (moved) {
+        others = all;
+        CPU_CLR(here, &others);
+        moved = CPU_COUNT(&others) && !sched_setaffinity(thread, sizeof others, &others);
+    }
+    pthread_cond_broadcast(&posted);
+    pthread_mutex_unlock(&sleeping);
+    if (moved)
+        sched_setaffinity(thread, sizeof all, &all);
+}
+
+#else
+
+static void note_bed(ptrdiff_t slot)
+{
+    (void)slot;
+}
+
+static void wake_threads(void)
+{
+    pthread_mutex_lock(&sleeping);
+    pthread_cond_broadcast(&posted);
+    pthread_mutex_unlock(&sleeping);
+}
+
+#endif
+
+static void wait_for_offer(uint64_t seen, ptrdiff_t slot)
 {
     for (int i = 0; i < SPINS; i++) {
         if (atomic_load_explicit(&offer.number, memory_order_relaxed) != seen)
@@ -92,6 +159,7 @@ static void wait_for_offer(uint64_t seen)
         PAUSE();
     }
     pthread_mutex_lock(&sleeping);
+    note_bed(slot);
     atomic_fetch_add(&offer.asleep, 1);
     while (atomic_load(&offer.number) == seen)
         pthread_cond_wait(&posted, &sleeping);
@@ -104,7 +172,7 @@ static void *serve(void *argument)
     const ptrdiff_t slot = (ptrdiff_t)(intptr_t)argument;
     uint64_t seen = 0;
     for (;;) {
-        wait_for_offer(seen);
+        wait_for_offer(seen, slot);
         seen = atomic_load(&offer.number);
         if (enter_offer()) {
             if (slot < offer.threads)
@@ -125,6 +193,9 @@ static void forget_threads(void)
     atomic_store(&offer.state, 0);
     atomic_store(&offer.asleep, 0);
     atomic_store(&offer.waiting, 0);
+#if defined(__linux__)
+    memset(beds, 0, sizeof beds);
+#endif
     started = 0;
 }
 
@@ -187,11 +258,8 @@ void workers_run(workers_task task, void *job, ptrdiff_t parts, int threads)
     atomic_store(&offer.next, 0);
     atomic_store(&offer.state, OPEN);
     atomic_fetch_add(&offer.number, 1);
-    if (atomic_load(&offer.asleep)) {
-        pthread_mutex_lock(&sleeping);
-        pthread_cond_broadcast(&posted);
-        pthread_mutex_unlock(&sleeping);
-    }
+    if (atomic_load(&offer.asleep))
+        wake_threads();
     take_parts(0);
     atomic_fetch_and(&offer.state, ~OPEN);
     wait_until_left();
