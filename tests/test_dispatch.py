@@ -587,6 +587,12 @@ def test_workspace_is_what_explain_says(case: Case) -> None:
         assert peak <= said + 100_000, f"{method}: {peak} bytes, explain says {said}"
 
 
+def _each_gradient(op: str, name: str, shapes: dict[str, Any], **options: Any) -> Iterator[Case]:
+    """The gradient by x and that by w, each by itself."""
+    for needs in "xw":
+        yield Case(op, f"{name}, by {needs}", shapes, {**options, "needs": needs})
+
+
 _BIG = [
     *_LARGE,
     Case("conv2d", "wide", {"x": (1, 256, 60, 60), "w": (256, 256, 3, 3)}, {"padding": 1}),
@@ -597,23 +603,17 @@ _BIG = [
         {"x": (2, 128, 90, 90), "w": (128, 1, 3, 3)},
         {"padding": 1, "groups": 128},
     ),
-    *(
-        Case(
-            "conv2d_backward",
-            f"wide, by {needs}",
-            {"dy": (1, 256, 40, 40), "x": (1, 256, 40, 40), "w": (256, 256, 3, 3)},
-            {"padding": 1, "needs": needs},
-        )
-        for needs in "xw"
+    *_each_gradient(
+        "conv2d_backward",
+        "wide",
+        {"dy": (1, 256, 40, 40), "x": (1, 256, 40, 40), "w": (256, 256, 3, 3)},
+        padding=1,
     ),
-    *(
-        Case(
-            "conv2d_backward",
-            f"one tap, stride, by {needs}",
-            {"dy": (8, 128, 28, 28), "x": (8, 256, 56, 56), "w": (128, 256, 1, 1)},
-            {"stride": 2, "needs": needs},
-        )
-        for needs in "xw"
+    *_each_gradient(
+        "conv2d_backward",
+        "one tap, stride",
+        {"dy": (8, 128, 28, 28), "x": (8, 256, 56, 56), "w": (128, 256, 1, 1)},
+        stride=2,
     ),
     Case(
         "conv2d_backward",
@@ -622,14 +622,8 @@ _BIG = [
         {"stride": 2, "needs": "x"},
     ),
     Case("linear", "large", {"x": (300, 2000), "w": (500, 2000)}),
-    *(
-        Case(
-            "linear_backward",
-            f"large, by {needs}",
-            {"dy": (300, 500), "x": (300, 2000), "w": (500, 2000)},
-            {"needs": needs},
-        )
-        for needs in "xw"
+    *_each_gradient(
+        "linear_backward", "large", {"dy": (300, 500), "x": (300, 2000), "w": (500, 2000)}
     ),
 ]
 
