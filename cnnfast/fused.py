@@ -57,7 +57,7 @@ def convolution(
     there and at 0: infinity makes a ReLU, 6 a ReLU6. With `prepared` the weights will be given in
     the form that the plan's `prepare` makes of them.
     """
-    if not (_plain(x) and _plain(w, x.dtype)):
+    if not (_plain(x) and _plain(w, x.dtype)) or x.ndim != w.ndim:
         return None
     op = "conv1d" if x.ndim == 3 else "conv2d"
     forced = dispatch.forced(op, method)
@@ -90,11 +90,11 @@ class Recorded:
     """A plan that tells `cnnfast.trace` what it ran."""
 
     def __init__(self, plan: Any, op: str, method: str) -> None:
-        self._plan, self._op, self._method = plan, op, method
+        self.untraced, self._op, self._method = plan, op, method
         self.prepare = getattr(plan, "prepare", None)
 
     def __call__(self, arrays: tuple[Any, ...], out: Any = None) -> Any:
-        result = self._plan(arrays, out)
+        result = self.untraced(arrays, out)
         if result is not None:
             dispatch.record(self._op, self._method)
         return result

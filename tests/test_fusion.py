@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -374,6 +375,130 @@ def assert_gradients(net: nn.Layer, plain: nn.Layer, dx: Any, want: Any) -> None
     assert set(grads) == set(wanted)
     for name, grad in wanted.items():
         assert_near(grads[name], grad, name, terms=500)
+
+
+DEEP = sequential(
+    lambda dtype, rng: sequential(conv(padding=1), norm(), relu)(dtype, rng),
+    lambda dtype, rng: sequential(conv(C=6, groups=6, padding=1), norm(), relu)(dtype, rng),
+    conv(F=4, C=6, K=1),
+    norm(4),
+)
+
+
+def test_containers_inside_are_folded_with_their_neighbours(rng: np.random.Generator) -> None:
+    net, x = DEEP(np.float32, rng).eval(), images(np.float32)
+    want = one_by_one(net, x)
+    for _ in range(2):
+        for _ in range(3):
+            assert_near(net(x), want, "deep")
+        assert ran_in(lambda: net(x)) == ["conv + relu", "conv + relu", "conv2d"]
+        net.freeze()
+    net[1].forward = lambda x: x
+    assert_near(net(x), one_by_one(net, x), "somebody's own forward")
+    assert np.abs(net(x) - want).max() > 1e-3
+
+
+def test_nothing_between_folded_convolutions_is_kept(rng: np.random.Generator) -> None:
+    net, x = DEEP(np.float32, rng).freeze(), images(np.float32, 8, 4, 64, 64)
+    between = 8 * 6 * 64 * 64 * 4
+    y = net(x)
+    tracemalloc.start()
+    try:
+        for _ in range(2):
+            del y
+            y = net(x)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    used = cnnfast.info()["memory"]["used"]
+    assert held < between
+    assert used < between + 2 * y.nbytes, used
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_backward_through_folded_containers(
+    dtype: Any, frozen: bool, rng: np.random.Generator
+) -> None:
+    net = DEEP(dtype, rng).eval()
+    plain = copy.deepcopy(net)
+    if frozen:
+        net.freeze()
+    for seed in range(3):  # a pass anew, one from memory, and one behind a way back
+        x = np.random.default_rng(seed).standard_normal((3, 4, 9, 8)).astype(dtype)
+        dy = images(dtype, *net(x).shape)
+        net(x)
+        dx = net.backward(dy)
+        one_by_one(plain, x)
+        with cnnfast.use("portable"):
+            want = plain.backward(dy)
+        assert_gradients(net, plain, dx, want)
+        checks.assert_same(net.backward(dy), dx, "once more")
+
+
+def test_a_pass_that_fails_leaves_the_one_before(rng: np.random.Generator) -> None:
+    net, x = DEEP(np.float32, rng).freeze(), images(np.float32)
+    dy = images(np.float32, *net(x).shape)
+    dx = net.backward(dy)
+    for wrong in (images(np.float32, 3, 5, 9, 8), images(np.float32, 3, 4, 9)):
+        with pytest.raises(ValueError, match="conv2d"):
+            net(wrong)
+    checks.assert_same(net.backward(dy), dx, "dx")
+
+
+def test_remembered_calls_are_for_what_they_were_made(rng: np.random.Generator) -> None:
+    """Frozen, so that nothing is looked at but what is compared."""
+    net, x = DEEP(np.float32, rng).freeze(), images(np.float32)
+    want = one_by_one(net, x)
+    assert_near(net(x), want, "first")
+    for other in (
+        x.astype(np.float64),
+        np.ones((3, 4, 9, 8), np.int32),  # as many bytes
+        images(np.float32, 3, 4, 8, 9),  # as many elements
+        np.asfortranarray(x),
+        np.repeat(x, 2, -1)[..., ::2],
+        np.broadcast_to(x[:1], x.shape),
+        images(np.float32, 2, 4, 9, 8),
+    ):
+        assert_near(net(x), want, "again")
+        assert_near(net(other), one_by_one(net, other), f"{other.dtype} {other.strides}")
+    for layer, name, value in (
+        (net[0][0], "padding", (0, 0)),
+        (net[1][1], "eps", 3.0),
+        (net[1][0], "dilation", (2, 2)),
+    ):
+        net(x)
+        before = getattr(layer, name)
+        setattr(layer, name, value)
+        assert_near(net(x), one_by_one(net, x), name)
+        setattr(layer, name, before)
+    net(x)
+    net[2].method = "naive"
+    assert ran_in(lambda: net(x))[2:] == ["conv2d", "batch_norm"]
+    assert_near(net(x), want, "one by another method")
+    assert_near(net.backward(x), net.backward(x), "with one by another method")
+
+
+def test_remembered_calls_hand_on_what_a_kernel_refuses(rng: np.random.Generator) -> None:
+    net, x = NETS["winograd"](np.float32, rng).freeze(), images(np.float32)
+    net(x)
+    x[1, 2, 3, 4] = np.inf
+    with np.errstate(invalid="ignore"):
+        y, want = net(x), one_by_one(net, x)
+    assert np.array_equal(np.isnan(y), np.isnan(want))
+    assert np.isnan(want).any() and np.array_equal(np.isinf(y), np.isinf(want))
+
+
+def test_arrays_between_the_passes(rng: np.random.Generator) -> None:
+    """What the way back would compute from other arrays than the way there is refused."""
+    net, x = DEEP(np.float32, rng).eval(), images(np.float32)
+    for layer in (net[0][0], net[1][1], net[2]):
+        dy = images(np.float32, *net(x).shape)
+        layer.weight += 1
+        with pytest.raises(RuntimeError, match=r"Conv2d\.backward: its arrays"):
+            net.backward(dy)
+        net(x)
+        assert net.backward(dy).shape == x.shape
 
 
 @pytest.mark.parametrize("x", [[[[[1.0]]]], np.ones((1, 4, 5, 5), np.float16)], ids=["a", "b"])

@@ -98,10 +98,19 @@ class Sequential(Layer):
                 return
 
     def forward(self, x: Array) -> Array:
-        return self._chain.forward(x, tuple(self._layers.values()), self.training)
+        return self._chain.forward(x, tuple(self._opened()), self.training)
 
     def backward(self, dy: Array) -> Any:
-        return self._chain.backward(dy, tuple(self._layers.values()), self.training)
+        return self._chain.backward(dy, tuple(self._opened()), self.training)
+
+    def _opened(self) -> Iterator[Layer]:
+        """The layers; in inference, those of a container like this one in its place."""
+        for layer in self._layers.values():
+            own = type(layer) is Sequential and not {"forward", "backward"} & layer.__dict__.keys()
+            if own and not self.training and not layer.training:
+                yield from layer._opened()
+            else:
+                yield layer
 
 
 class Residual(Layer):

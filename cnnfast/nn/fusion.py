@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from math import inf
 from typing import Any
 
+import numpy as np
+
 from cnnfast import fused
 from cnnfast.nn.activation import ReLU, ReLU6
 from cnnfast.nn.conv import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d
@@ -26,7 +28,7 @@ from cnnfast.nn.pooling import (
     MaxPool1d,
     MaxPool2d,
 )
-from cnnfast.nn.prepared import Prepared, arrays_sum
+from cnnfast.nn.prepared import Prepared, PreparedCall, arrays_sum
 from cnnfast.nn.shape import Flatten
 
 # Where these layers cut off their input, beside 0.
@@ -117,43 +119,113 @@ class BatchNormReLU(Step):
         return dx
 
 
-class FoldedConvolution(Step):
-    """In inference: a convolution that has taken in what follows it."""
+class Folded:
+    """A convolution, in inference, that has taken in what follows it."""
 
     def __init__(self, convolution: Layer, norm: Layer | None, relu: Layer | None) -> None:
-        super().__init__(*(a for a in (convolution, norm, relu) if a is not None))
-        self._arguments = convolution, norm, relu
+        self.layers = tuple(a for a in (convolution, norm, relu) if a is not None)
+        self.convolution, self.norm, self.relu = convolution, norm, relu
         self._prepared = Prepared()
-        self._sum: Any = None
 
-    def fused_forward(self, x: Array) -> Any:
-        convolution, norm, relu = self._arguments
-        if norm is not None and not fused.free("batch_norm", norm.method):
+    def call(self, x: Array) -> PreparedCall | None:
+        """The call by which the engine computes all of it, or None."""
+        if self.norm is not None and not fused.free("batch_norm", self.norm.method):
             return None
-        if relu is not None and not fused.free("relu", relu.method):
+        if self.relu is not None and not fused.free("relu", self.relu.method):
             return None
-        y = self._prepared.forward(x, convolution, norm, _CEILINGS.get(type(relu), 0))
-        if y is not None:
-            first, *others = self.layers
-            first._saved, self._sum = x, self._prepared.sum
-            for layer in others:
-                layer._saved = None  # they saw no input of their own
+        ceiling = _CEILINGS.get(type(self.relu), 0)
+        return self._prepared.call(x, self.convolution, self.norm, ceiling)
+
+    def sum(self) -> Any:
+        """What tells whether an array of the layers has changed."""
+        return arrays_sum(self.convolution, self.norm)
+
+    def settings(self) -> Any:
+        """What the call depends on beside x and the arrays, or None unless those are frozen."""
+        convolution, norm = self.convolution, self.norm
+        frozen = convolution._frozen, None if norm is None else norm._frozen
+        for layer, arrays in zip((convolution, norm), frozen, strict=True):
+            if layer is not None and (arrays is None or not arrays.holds()):
+                return None
+        return (convolution.sliding, norm and norm.eps, *frozen, *(a.method for a in self.layers))
+
+
+class FoldedConvolutions(Step):
+    """In inference: convolutions one after the other, each with what it has taken in.
+
+    What passes from one to the next is not kept, so the next ones find its memory, which is still
+    in the cache, for their results. For the way back it is computed again.
+
+    Of frozen layers, calls are remembered from input to output: as many plans, one after the other.
+    """
+
+    def __init__(self, *folded: Folded) -> None:
+        super().__init__(*(layer for part in folded for layer in part.layers))
+        self._folded = folded
+        self._x: Any = None
+        self._sums: list[Any] = []
+        self._calls: list[Any] = []
+        self._known: Any = None  # what the calls are for
+
+    def forward(self, x: Array) -> Array:
+        known = self._key(x)
+        y = self._again(x) if known is not None and known == self._known else None
+        if y is None:
+            y = self._anew(x, known)
+        self._x = x
         return y
 
+    def _again(self, x: Any) -> Any:
+        """The remembered calls; or None, as from a kernel that does not serve these numbers."""
+        for plan, arrays in self._calls:
+            x = plan((x, *arrays))
+            if x is None:
+                break
+        return x
+
+    def _anew(self, x: Array, known: Any) -> Array:
+        """Every convolution by what the dispatcher takes, remembered if `known` says for what."""
+        calls, sums = [], []
+        for part in self._folded:
+            found: Any = part.call(x)
+            y = None if found is None else found.plan((x, *found.arrays))
+            if y is None:
+                known = found = None
+                for layer in part.layers:
+                    x = layer.forward(x)
+            else:
+                x = y
+                calls.append((found.plan.untraced, found.arrays))
+                for layer in part.layers:
+                    layer._saved = None  # which is from another pass
+            sums.append(found and found.sum)
+        self._known, self._calls, self._sums = known, calls, sums
+        return x
+
+    def _key(self, x: Array) -> Any:
+        """What the calls follow from, or None where they are not to be remembered."""
+        surroundings = fused.surroundings()
+        if surroundings is None or type(x) is not np.ndarray or not x.flags.c_contiguous:
+            return None
+        settings = [part.settings() for part in self._folded]
+        return None if None in settings else (x.shape, x.dtype, surroundings, settings)
+
     def backward(self, dy: Array) -> Any:
-        first, *others = self.layers
-        if others and others[-1]._saved is None:
-            x = first._recall()
-            if arrays_sum(*self._arguments[:2]) != self._sum:
+        if self._x is None:
+            self.layers[0]._recall()
+        for part, sum in zip(self._folded, self._sums, strict=True):
+            if sum is not None and part.sum() != sum:
                 raise RuntimeError(
-                    f"{type(first).__name__}.backward: its arrays, or those of the batch "
-                    f"normalisation behind it, have changed since the forward pass"
+                    f"{type(part.convolution).__name__}.backward: its arrays, or those of the "
+                    f"batch normalisation behind it, have changed since the forward pass"
                 )
-            self._replay(x)
+        self._replay()
+        self._known = None  # the layers now remember more than they should after the next call
         return super().backward(dy)
 
-    def _replay(self, x: Array) -> None:
+    def _replay(self) -> None:
         """Let each layer see its input, as in the pass that was fused, whatever its mode is now."""
+        x = self._x
         modes = [layer.training for layer in self.layers]
         for layer in self.layers:
             layer.training = False
@@ -252,10 +324,13 @@ def _training_steps(layers: Sequence[Layer]) -> Iterable[Step]:
 
 def _inference_steps(layers: Sequence[Layer]) -> Iterable[Step]:
     at = 0
+    folded: list[Folded] = []
     while at < len(layers):
         layer = layers[at]
         at += 1
         if not _plainly(layer, *_CONVOLUTIONS):
+            yield from _together(folded)
+            folded = []
             yield Step(layer)
             continue
         norm = relu = None
@@ -265,7 +340,15 @@ def _inference_steps(layers: Sequence[Layer]) -> Iterable[Step]:
         if at < len(layers) and _plainly(layers[at], *_CEILINGS):
             relu = layers[at]
             at += 1
-        yield FoldedConvolution(layer, norm, relu)
+        folded.append(Folded(layer, norm, relu))
+    yield from _together(folded)
+
+
+def _together(folded: list[Folded]) -> Iterable[Step]:
+    if len(folded) == 1 and len(folded[0].layers) == 1:
+        yield Step(*folded[0].layers)  # which prepares its weights itself
+    elif folded:
+        yield FoldedConvolutions(*folded)
 
 
 def _plainly(layer: Any, *kinds: type) -> bool:

@@ -82,7 +82,7 @@ class Frozen:
 
     def holds(self) -> bool:
         """Whether nobody has made one of them writable again."""
-        return not any(array.flags.writeable for array in self._arrays)
+        return True not in [array.flags.writeable for array in self._arrays]
 
     def thaw(self) -> None:
         for array in self._were_writable:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,6 +11,14 @@ from cnnfast.nn.layer import Array, Layer
 
 # Kernels (one for each size of input) for which a layer keeps weights at a time.
 _MOST_KERNELS = 4
+
+
+class PreparedCall(NamedTuple):
+    """A plan, the arrays it takes behind x, and what tells whether the layers' have changed."""
+
+    plan: Any
+    arrays: tuple[Any, ...]
+    sum: Any
 
 
 class Prepared:
@@ -25,7 +33,7 @@ class Prepared:
     """
 
     def __init__(self) -> None:
-        self.sum: Any = None  # of the arrays as they were when last seen
+        self._sum: Any = None  # of the arrays as they were when last seen
         self._weight: Any = None
         self._bias: Any = None
         self._packed: dict[Any, Any] = {}
@@ -34,8 +42,15 @@ class Prepared:
     def __getstate__(self) -> dict[str, Any]:
         return Prepared().__dict__
 
-    def forward(self, x: Array, layer: Layer, norm: Layer | None = None, ceiling: float = 0) -> Any:
+    def forward(self, x: Array, layer: Layer) -> Any:
         """The output, or None, with nothing done, where the dispatcher takes another method."""
+        call = self.call(x, layer)
+        return None if call is None else call.plan((x, *call.arrays))
+
+    def call(
+        self, x: Array, layer: Layer, norm: Layer | None = None, ceiling: float = 0
+    ) -> PreparedCall | None:
+        """How the output comes about, or None where the dispatcher takes another method."""
         plan = self._plan(x, layer, ceiling)
         if plan is None:
             return None
@@ -44,7 +59,7 @@ class Prepared:
             if len(self._packed) >= _MOST_KERNELS:
                 self._packed.clear()
             self._packed[plan] = plan.prepare(self._weight)
-        return plan((x, self._weight, self._bias, self._packed[plan]))
+        return PreparedCall(plan, (self._weight, self._bias, self._packed[plan]), self._sum)
 
     def _plan(self, x: Array, layer: Layer, ceiling: float) -> Any:
         """The plan for inputs like x, remembered where that follows from what is compared here."""
@@ -64,12 +79,12 @@ class Prepared:
     def _follow(self, layer: Layer, norm: Layer | None) -> None:
         """Take the arrays again if one of them has changed."""
         found = arrays_sum(layer, norm)
-        if found != self.sum:
+        if found != self._sum:
             self._packed.clear()
             self._weight, self._bias = layer.weight, layer.bias
             if norm is not None:
                 self._weight, self._bias = _folded(layer, norm)
-            self.sum = found
+            self._sum = found
 
 
 def arrays_sum(layer: Layer, norm: Layer | None) -> Any:
