@@ -2,9 +2,10 @@
 
 An estimate is a sum of quantities, each times what one of it takes: vectors multiplied and added,
 vectors read and written, rows begun. The times are those of one thread at AVX2, in nanoseconds,
-fitted to about 1,700 random geometries (non-negative least squares of the relative errors;
-``docs/performance.md``). Only their order counts, which other processors and more threads change
-little; ``benchmarks/regret.py`` says how good the choices are on this one.
+fitted to 800 random geometries and those of well-known networks: to what is lost by the choices,
+and, with less weight, to the times themselves (``docs/performance.md``). Only their order counts,
+which other processors and more threads change little; ``benchmarks/regret.py`` says how good the
+choices are on this one.
 """
 
 from __future__ import annotations
@@ -15,30 +16,18 @@ from cnnfast.methods.winograd import few_pixels
 
 # Nanoseconds, for each method and product, of the quantities below.
 _TIMES = {
-    ("gemm", "forward"): (0.17, 0.38, 0.14, 1.7, 3.7, 0.0, 2.1, 3.9, 1.9, 4.5),
-    ("gemm", "backward_input"): (0.16, 0.64, 0.24, 0.0, 3.5, 1.6, 3.6, 8.0, 2.7, 0.0),
-    ("gemm", "backward_weights"): (0.17, 0.23, 0.25, 1.1, 1.0, 0.0, 2.5, 4.7, 0.31, 7.9),
-    ("winograd", "forward"): (0.18, 0.15, 1.9, 2.5, 1.1, 2.7, 3.2),
-    ("winograd", "backward_input"): (0.18, 0.15, 2.4, 2.0, 1.3, 5.1, 2.0),
-    ("winograd", "backward_weights"): (0.2, 0.074, 1.7, 3.1, 1.8, 4.4, 0.72),
-    ("direct", "forward"): (0.16, 0.19, 0.17, 0.64, 1.1, 1.4, 2.5, 7.9, 0.34, 1.0, 0.0),
-    ("direct", "backward_input"): (0.17, 0.17, 0.066, 1.6, 1.8, 4.2, 4.5, 0.0, 5.2, 1.8, 0.4),
-    ("direct", "backward_weights"): (
-        0.22,
-        0.65,
-        0.088,
-        0.55,
-        0.33,
-        21.0,
-        4.1,
-        8.4,
-        0.41,
-        0.88,
-        0.0,
-    ),
-    ("depthwise", "forward"): (0.32, 0.59, 0.0, 0.0, 8.5, 2.9, 1.2, 0.9, 0.92, 1.9),
-    ("depthwise", "backward_input"): (0.35, 0.62, 0.0, 1.1, 11.0, 6.7, 0.0, 4.0, 0.81, 0.43),
-    ("depthwise", "backward_weights"): (0.32, 0.86, 0.0, 0.0, 38.0, 3.7, 2.8, 1.5, 1.1, 2.5),
+    ("gemm", "forward"): (0.21, 1.1, 0.041, 0.0027, 5.1, 2.0, 2.3, 5.1, 0.46, 50.0),
+    ("gemm", "backward_input"): (0.2, 0.52, 0.69, 0.0, 5.2, 0.0, 10.0, 9.5, 2.9, 21.0),
+    ("gemm", "backward_weights"): (0.2, 0.34, 0.59, 0.003, 1.2, 2.1, 5.6, 7.1, 0.0, 13.0),
+    ("winograd", "forward"): (0.18, 0.37, 1.9, 5.1, 2.1, 3.8, 24.0),
+    ("winograd", "backward_input"): (0.18, 0.31, 5.9, 1.9, 2.5, 4.2, 26.0),
+    ("winograd", "backward_weights"): (0.24, 0.47, 0.4, 6.1, 1.5, 5.9, 22.0),
+    ("direct", "forward"): (0.14, 0.47, 0.25, 1.5, 1.7, 0.62, 3.6, 6.2, 2.1, 1.8, 0.19),
+    ("direct", "backward_input"): (0.14, 0.49, 0.2, 1.6, 5.3, 15.0, 4.8, 0.55, 0.38, 3.8, 9.0),
+    ("direct", "backward_weights"): (0.43, 0.86, 0.0, 1.2, 0.12, 72.0, 8.3, 13.0, 4.9, 0.95, 0.32),
+    ("depthwise", "forward"): (0.7, 0.29, 0.99, 0.0034, 0.92, 0.0, 4.6, 0.0, 6.3, 1.2, 1.9),
+    ("depthwise", "backward_input"): (0.62, 0.26, 1.3, 0.0, 2.5, 5.0, 11.0, 0.0, 12.0, 0.39, 3.2),
+    ("depthwise", "backward_weights"): (2.5, 0.3, 0.95, 0.0, 0.081, 0.25, 14.0, 2.8, 9.7, 1.3, 1.9),
 }
 _CALL, _IMAGE = 1000, 100  # units of what a call, and each image of each group, takes by itself
 
@@ -127,11 +116,17 @@ def _direct(product: str, g: Convolution, lanes: int, prepared: bool) -> Quantit
 
 
 def _depthwise(product: str, g: Convolution, lanes: int, prepared: bool) -> Quantities:
-    """Vectors along the rows, and rows that are split by the stride for each filter."""
+    """Vectors along the rows, and rows that are split by the stride for each filter.
+
+    Windows of usual sizes have kernels of their own.
+    """
     products, x, y, w = _vectors(g, lanes)
     split = g.N * g.F * g.H * g.W / lanes
+    known = {(1, 1): (3, 5, 7), (2, 2): (3, 5)}.get(g.stride, ())
+    usual = g.KH == g.KW and g.KH in known and g.dilation == (1, 1)
     return (
-        products,
+        0.0 if usual else products,
+        products if usual else 0.0,
         products * _waste(g.OW, lanes),
         x,
         y,
