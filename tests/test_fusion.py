@@ -257,6 +257,27 @@ def test_what_is_made_writable_by_hand_counts(rng: np.random.Generator) -> None:
     assert_near(net(x), one_by_one(net, x), "changed")
 
 
+def test_unpickled_layers_thaw(rng: np.random.Generator) -> None:
+    """Their arrays may be such that NumPy does not let them become writable again."""
+    net, x = pickle.loads(pickle.dumps(DEEP(np.float64, rng))), images(np.float64)
+    big = pickle.loads(pickle.dumps(nn.Conv2d(32, 32, 3)))
+    assert not big.weight.flags.owndata
+    for layer in (net, big):
+        layer.freeze().train()
+        for array in layer.params.values():
+            array += 1
+    assert net(x).shape == x.shape
+
+
+def test_another_array_in_a_frozen_layer_counts(rng: np.random.Generator) -> None:
+    net, x = NETS["conv norm relu"](np.float32, rng).freeze(), images(np.float32)
+    net(x)
+    weight = net[0].weight + 1
+    del net[0].weight
+    net[0].add_param("weight", weight)
+    assert_near(net(x), one_by_one(net, x), "another array")
+
+
 def test_one_array_in_two_frozen_layers(rng: np.random.Generator) -> None:
     a, b = (NETS["conv"](np.float32, rng)[0] for _ in range(2))
     object.__setattr__(b, "weight", a.weight)
@@ -434,6 +455,63 @@ def test_backward_through_folded_containers(
             want = plain.backward(dy)
         assert_gradients(net, plain, dx, want)
         checks.assert_same(net.backward(dy), dx, "once more")
+
+
+def by_children(net: nn.Sequential, x: np.ndarray) -> np.ndarray:
+    for layer in net:
+        x = layer(x)
+    return x
+
+
+def back_by_children(net: nn.Sequential, dy: np.ndarray) -> np.ndarray:
+    for layer in reversed(list(net)):
+        dy = layer.backward(dy)
+    return dy
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("net", ["deep", "flat"])
+def test_layers_remember_their_own_last_pass(
+    net: str, frozen: bool, rng: np.random.Generator
+) -> None:
+    """Whether it was one of the whole network or one of each layer by itself."""
+    made = (DEEP if net == "deep" else NETS["winograd"])(np.float32, rng).eval()
+    plain = copy.deepcopy(made)
+    if frozen:
+        made.freeze()
+    a, b = images(np.float32), images(np.float32) * 2
+    dy = images(np.float32, *made(a).shape)
+    for there in (lambda x: made(x), lambda x: by_children(made, x)):
+        for back in (made.backward, lambda dy: back_by_children(made, dy)):
+            for x in (a, b):
+                made(a)
+                there(x)
+                one_by_one(plain, x)
+                with cnnfast.use("portable"):
+                    want = plain.backward(dy)
+                assert_gradients(made, plain, back(dy), want)
+    other = copy.deepcopy(made).eval()
+    by_children(other, b)  # never as a whole
+    assert_near(other.backward(dy), want, "not called before")
+    made(a)
+    made[0](b)
+    made[0].backward(images(np.float32, *made[0](b).shape))
+    one_by_one(plain, a)
+    made(a)
+    with cnnfast.use("portable"):
+        want = plain.backward(dy)
+    assert_gradients(made, plain, made.backward(dy), want)
+
+
+def test_what_went_layer_by_layer_is_not_computed_again(rng: np.random.Generator) -> None:
+    net, x = NETS["winograd"](np.float32, rng).eval(), images(np.float32)
+    plain = copy.deepcopy(net)
+    dy = images(np.float32, *one_by_one(plain, x).shape)
+    with cnnfast.use("portable"):
+        want = plain.backward(dy)
+    one_by_one(net, x)
+    net[1].running_mean += 1
+    assert_gradients(net, plain, net.backward(dy), want)
 
 
 def test_a_pass_that_fails_leaves_the_one_before(rng: np.random.Generator) -> None:

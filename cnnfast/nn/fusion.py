@@ -17,7 +17,7 @@ import numpy as np
 from cnnfast import fused
 from cnnfast.nn.activation import ReLU, ReLU6
 from cnnfast.nn.conv import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d
-from cnnfast.nn.layer import Array, Layer
+from cnnfast.nn.layer import Array, Later, Layer
 from cnnfast.nn.linear import Linear
 from cnnfast.nn.normalization import BatchNorm1d, BatchNorm2d
 from cnnfast.nn.pooling import (
@@ -150,56 +150,91 @@ class Folded:
         return (convolution.sliding, norm and norm.eps, *frozen, *(a.method for a in self.layers))
 
 
+class Unkept(Later):
+    """A pass through folded convolutions, of which only the input was kept."""
+
+    def __init__(self, x: Array, folded: Sequence[Folded] = (), sums: Sequence[Any] = ()) -> None:
+        self._x, self._folded, self.sums = x, [*folded], [*sums]
+
+    def add(self, part: Folded, sum: Any) -> None:
+        """One more, whose arrays had this sum."""
+        self._folded.append(part)
+        self.sums.append(sum)
+        for layer in part.layers:
+            layer._saved = self
+
+    def recall(self) -> None:
+        """Let each layer see its input, as in the pass that was fused, whatever its mode is now."""
+        for part, sum in zip(self._folded, self.sums, strict=True):
+            if part.sum() != sum:
+                raise RuntimeError(
+                    f"{type(part.layers[0]).__name__}.backward: its arrays, or those of the "
+                    f"batch normalisation behind it, have changed since the forward pass"
+                )
+        layers = [layer for part in self._folded for layer in part.layers]
+        # A layer that somebody has called since remembers that.
+        before = [(layer, layer.training, layer._saved) for layer in layers]
+        x = self._x
+        try:
+            for layer in layers:
+                layer.training = False
+                x = layer.forward(x)
+        finally:
+            for layer, training, saved in before:
+                layer.training = training
+                if saved is not self:
+                    layer._saved = saved
+
+
 class FoldedConvolutions(Step):
     """In inference: convolutions one after the other, each with what it has taken in.
 
     What passes from one to the next is not kept, so the next ones find its memory, which is still
-    in the cache, for their results. For the way back it is computed again.
+    in the cache, for their results.
 
     Of frozen layers, calls are remembered from input to output: as many plans, one after the other.
     """
 
-    def __init__(self, *folded: Folded) -> None:
+    def __init__(self, folded: list[Folded]) -> None:
         super().__init__(*(layer for part in folded for layer in part.layers))
         self._folded = folded
-        self._x: Any = None
-        self._sums: list[Any] = []
         self._calls: list[Any] = []
+        self._sums: Sequence[Any] = ()
         self._known: Any = None  # what the calls are for
 
     def forward(self, x: Array) -> Array:
         known = self._key(x)
         y = self._again(x) if known is not None and known == self._known else None
-        if y is None:
-            y = self._anew(x, known)
-        self._x = x
-        return y
+        return self._anew(x, known) if y is None else y
 
     def _again(self, x: Any) -> Any:
         """The remembered calls; or None, as from a kernel that does not serve these numbers."""
+        y = x
         for plan, arrays in self._calls:
-            x = plan((x, *arrays))
-            if x is None:
-                break
-        return x
+            y = plan((y, *arrays))
+            if y is None:
+                return None
+        saved = Unkept(x, self._folded, self._sums)
+        for layer in self.layers:
+            layer.__dict__["_saved"] = saved
+        return y
 
     def _anew(self, x: Array, known: Any) -> Array:
         """Every convolution by what the dispatcher takes, remembered if `known` says for what."""
-        calls, sums = [], []
+        calls, saved = [], Unkept(x)
         for part in self._folded:
-            found: Any = part.call(x)
+            found = part.call(x)
             y = None if found is None else found.plan((x, *found.arrays))
-            if y is None:
-                known = found = None
+            if found is None or y is None:
+                known = None
                 for layer in part.layers:
                     x = layer.forward(x)
+                saved = Unkept(x)
             else:
                 x = y
                 calls.append((found.plan.untraced, found.arrays))
-                for layer in part.layers:
-                    layer._saved = None  # which is from another pass
-            sums.append(found and found.sum)
-        self._known, self._calls, self._sums = known, calls, sums
+                saved.add(part, found.sum)
+        self._known, self._calls, self._sums = known, calls, saved.sums
         return x
 
     def _key(self, x: Array) -> Any:
@@ -209,32 +244,6 @@ class FoldedConvolutions(Step):
             return None
         settings = [part.settings() for part in self._folded]
         return None if None in settings else (x.shape, x.dtype, surroundings, settings)
-
-    def backward(self, dy: Array) -> Any:
-        if self._x is None:
-            self.layers[0]._recall()
-        for part, sum in zip(self._folded, self._sums, strict=True):
-            if sum is not None and part.sum() != sum:
-                raise RuntimeError(
-                    f"{type(part.convolution).__name__}.backward: its arrays, or those of the "
-                    f"batch normalisation behind it, have changed since the forward pass"
-                )
-        self._replay()
-        self._known = None  # the layers now remember more than they should after the next call
-        return super().backward(dy)
-
-    def _replay(self) -> None:
-        """Let each layer see its input, as in the pass that was fused, whatever its mode is now."""
-        x = self._x
-        modes = [layer.training for layer in self.layers]
-        for layer in self.layers:
-            layer.training = False
-        try:
-            for layer in self.layers:
-                x = layer.forward(x)
-        finally:
-            for layer, mode in zip(self.layers, modes, strict=True):
-                layer.training = mode
 
 
 def add(a: Array, b: Array) -> Array:
@@ -348,7 +357,7 @@ def _together(folded: list[Folded]) -> Iterable[Step]:
     if len(folded) == 1 and len(folded[0].layers) == 1:
         yield Step(*folded[0].layers)  # which prepares its weights itself
     elif folded:
-        yield FoldedConvolutions(*folded)
+        yield FoldedConvolutions(folded)
 
 
 def _plainly(layer: Any, *kinds: type) -> bool:

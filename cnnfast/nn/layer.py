@@ -72,21 +72,39 @@ class Gradients(NamedArrays):
 
 
 class Frozen:
-    """Arrays that `Layer.freeze` has made read-only, until they are thawed."""
+    """The arrays of a layer, which `Layer.freeze` has made read-only, until they are thawed."""
 
-    def __init__(self, arrays: Iterable[Array]) -> None:
-        self._arrays = list(arrays)
-        self._were_writable = [array for array in self._arrays if array.flags.writeable]
-        for array in self._were_writable:
+    def __init__(self, layer: Layer) -> None:
+        self._layer = layer
+        held = ((n, layer.__dict__[n]) for n in (*layer._param_names, *layer._buffer_names))
+        self._arrays = {name: array for name, array in held if array is not None}
+        self._were_writable = [n for n, array in self._arrays.items() if array.flags.writeable]
+        for array in self._arrays.values():
             array.flags.writeable = False
 
     def holds(self) -> bool:
-        """Whether nobody has made one of them writable again."""
-        return True not in [array.flags.writeable for array in self._arrays]
+        """Whether nobody has made one of them writable again, or put another in its place."""
+        held = self._layer.__dict__
+        return True not in [
+            array.flags.writeable or held.get(name) is not array
+            for name, array in self._arrays.items()
+        ]
 
     def thaw(self) -> None:
-        for array in self._were_writable:
-            array.flags.writeable = True
+        for name in self._were_writable:
+            array = self._arrays[name]
+            try:
+                array.flags.writeable = True
+            except ValueError:  # NumPy allows no way back for arrays that came out of a pickle
+                self._layer.__dict__[name] = array.copy()
+
+
+class Later:
+    """What layers remember, instead of what `backward` wants, of a pass that kept none of it."""
+
+    def recall(self) -> None:
+        """Give every layer that remembers this what it would remember by itself."""
+        raise NotImplementedError
 
 
 class LoadResult(NamedTuple):
@@ -358,9 +376,7 @@ class Layer:
         self.eval()
         for _, layer in self.named_layers():
             if layer._frozen is None:
-                names = (*layer._param_names, *layer._buffer_names)
-                arrays = (layer.__dict__[name] for name in names)
-                layer._frozen = Frozen(array for array in arrays if array is not None)
+                layer._frozen = Frozen(layer)
         return self
 
     @property
@@ -466,6 +482,8 @@ class Layer:
                 f"{type(self).__name__}.backward: there is no forward pass to go back through; "
                 f"call the layer on an input first"
             )
+        if isinstance(self._saved, Later):
+            self._saved.recall()
         return self._saved
 
     def _set_grads(self, **grads: Any) -> None:
