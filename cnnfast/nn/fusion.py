@@ -36,6 +36,10 @@ _CEILINGS: dict[Any, float] = {ReLU: inf, ReLU6: 6.0}
 
 _CONVOLUTIONS, _NORMS = (Conv1d, Conv2d), (BatchNorm1d, BatchNorm2d)
 
+# What a layer that can be folded is told beside its arrays, and types of it that cannot change.
+_SETTINGS = ("stride", "padding", "dilation", "groups", "eps", "method")
+_CONSTANTS = (int, float, str, tuple)
+
 # Layers whose results share no memory with what they are given.
 _FRESH = (
     *(Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d, BatchNorm1d, BatchNorm2d),
@@ -140,14 +144,22 @@ class Folded:
         """What tells whether an array of the layers has changed."""
         return arrays_sum(self.convolution, self.norm)
 
-    def settings(self) -> Any:
-        """What the call depends on beside x and the arrays, or None unless those are frozen."""
-        convolution, norm = self.convolution, self.norm
-        frozen = convolution._frozen, None if norm is None else norm._frozen
-        for layer, arrays in zip((convolution, norm), frozen, strict=True):
-            if layer is not None and (arrays is None or not arrays.holds()):
+    def held(self) -> list[tuple[dict[str, Any], str, Any]] | None:
+        """What the call depends on beside x: where it is, its name, and what it is.
+
+        None unless all of it stays the same as long as it is the same object.
+        """
+        held = []
+        for layer in self.layers:
+            own = layer.__dict__
+            arrays = (*layer._param_names, *layer._buffer_names)
+            if arrays and (layer._frozen is None or not layer._frozen.holds()):
                 return None
-        return (convolution.sliding, norm and norm.eps, *frozen, *(a.method for a in self.layers))
+            settings = [name for name in _SETTINGS if name in own]
+            if not all(type(own[name]) in _CONSTANTS for name in settings):
+                return None
+            held += [(own, name, own[name]) for name in (*settings, "_frozen", *arrays)]
+        return held
 
 
 class Unkept(Later):
@@ -200,11 +212,14 @@ class FoldedConvolutions(Step):
         self._folded = folded
         self._calls: list[Any] = []
         self._sums: Sequence[Any] = ()
-        self._known: Any = None  # what the calls are for
+        self._known: Any = None  # what the calls are for,
+        self._held: Any = None  # of layers with these settings and arrays
 
     def forward(self, x: Array) -> Array:
         known = self._key(x)
-        y = self._again(x) if known is not None and known == self._known else None
+        y: Array | None = None
+        if known is not None and known == self._known and self._holds():
+            y = self._again(x)
         return self._anew(x, known) if y is None else y
 
     def _again(self, x: Any) -> Any:
@@ -222,6 +237,9 @@ class FoldedConvolutions(Step):
     def _anew(self, x: Array, known: Any) -> Array:
         """Every convolution by what the dispatcher takes, remembered if `known` says for what."""
         calls, saved = [], Unkept(x)
+        held: Any = None if known is None else [part.held() for part in self._folded]
+        if held is None or None in held:
+            known = None
         for part in self._folded:
             found = part.call(x)
             y = None if found is None else found.plan((x, *found.arrays))
@@ -235,15 +253,22 @@ class FoldedConvolutions(Step):
                 calls.append((found.plan.untraced, found.arrays))
                 saved.add(part, found.sum)
         self._known, self._calls, self._sums = known, calls, saved.sums
+        self._held = None if known is None else [entry for each in held for entry in each]
         return x
 
     def _key(self, x: Array) -> Any:
-        """What the calls follow from, or None where they are not to be remembered."""
+        """What the calls follow from beside the layers, or None where nothing is remembered."""
         surroundings = fused.surroundings()
         if surroundings is None or type(x) is not np.ndarray or not x.flags.c_contiguous:
             return None
-        settings = [part.settings() for part in self._folded]
-        return None if None in settings else (x.shape, x.dtype, surroundings, settings)
+        return x.shape, x.dtype, surroundings
+
+    def _holds(self) -> bool:
+        """Whether the layers are as they were. One loop: a network has hundreds of arrays."""
+        for own, name, value in self._held:
+            if own.get(name) is not value or (type(value) is np.ndarray and value.flags.writeable):
+                return False
+        return True
 
 
 def add(a: Array, b: Array) -> Array:
