@@ -217,14 +217,21 @@ def test_inference_notices_the_smallest_change(rng: np.random.Generator) -> None
     assert np.abs(new - old).max() > 1e-6
 
 
+@pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("attribute", ["eps", "stride", "padding", "dilation", "groups"])
-def test_inference_notices_a_changed_setting(attribute: str, rng: np.random.Generator) -> None:
+def test_inference_notices_a_changed_setting(
+    attribute: str, frozen: bool, rng: np.random.Generator
+) -> None:
     net = NETS["conv norm relu"](np.float32, rng).eval()
+    if frozen:
+        net.freeze()
     x = images(np.float32)
     net(x)
     changed = {"stride": (2, 2), "padding": (0, 0), "dilation": (2, 2), "eps": 3.0}
     if attribute == "groups":
         net = NETS["groups"](np.float32, rng).eval()
+        if frozen:
+            net.freeze()
         net(x)
         net[0].groups = 1
         net[0].in_channels = 2
@@ -232,6 +239,17 @@ def test_inference_notices_a_changed_setting(attribute: str, rng: np.random.Gene
     else:
         setattr(net[1 if attribute == "eps" else 0], attribute, changed[attribute])
     assert_near(net(x), one_by_one(net, x), attribute)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_frozen_layers_notice_another_method(layer: int, rng: np.random.Generator) -> None:
+    net, x = NETS["conv norm relu"](np.float32, rng).freeze(), images(np.float32)
+    net(x)
+    net[layer].method = "naive"
+    with cnnfast.trace() as calls:
+        y = net(x)
+    assert "naive" in {call.method for call in calls}
+    assert_near(y, one_by_one(net, x), "by naive")
 
 
 def test_frozen_arrays_cannot_change(rng: np.random.Generator) -> None:
