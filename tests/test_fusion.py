@@ -282,6 +282,23 @@ def test_what_is_made_writable_by_hand_counts(rng: np.random.Generator) -> None:
     assert_near(net(x), one_by_one(net, x), "changed")
 
 
+def test_arrays_of_another_class_count(rng: np.random.Generator) -> None:
+    """Such as a `numpy.memmap`."""
+
+    class Mapped(np.ndarray):
+        pass
+
+    net, x = NETS["conv norm relu"](np.float32, rng), images(np.float32)
+    shift = net[1].bias.view(Mapped)
+    del net[1].bias
+    net[1].add_param("bias", shift)
+    net.freeze()
+    net(x)
+    shift.flags.writeable = True
+    shift += 1
+    assert_near(net(x), one_by_one(net, x), "changed")
+
+
 def test_unpickled_layers_thaw(rng: np.random.Generator) -> None:
     """Their arrays may be such that NumPy does not let them become writable again."""
     net, x = pickle.loads(pickle.dumps(DEEP(np.float64, rng))), images(np.float64)

@@ -266,7 +266,9 @@ class FoldedConvolutions(Step):
     def _holds(self) -> bool:
         """Whether the layers are as they were. One loop: a network has hundreds of arrays."""
         for own, name, value in self._held:
-            if own.get(name) is not value or (type(value) is np.ndarray and value.flags.writeable):
+            if own.get(name) is not value:
+                return False
+            if isinstance(value, np.ndarray) and value.flags.writeable:
                 return False
         return True
 
