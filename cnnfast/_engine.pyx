@@ -20,6 +20,8 @@ from cpython.buffer cimport (
 
 from libc.stdint cimport int64_t, uint8_t
 
+from math import prod
+
 import numpy as np
 
 from cnnfast.threads import get_num_threads
@@ -448,6 +450,14 @@ cdef extern from "conv.h" nogil:
     struct conv:
         Py_ssize_t N, C, H, W, F, KH, KW, OH, OW, SH, SW, PT, PL, DH, DW, G
 
+cdef conv sizes_of(tuple sizes):
+    """The members of ``struct conv``, in order."""
+    cdef conv g
+    (g.N, g.C, g.H, g.W, g.F, g.KH, g.KW, g.OH, g.OW, g.SH, g.SW, g.PT, g.PL, g.DH, g.DW,
+     g.G) = sizes
+    return g
+
+
 cdef extern from "families.h" nogil:
     struct family_f32:
         int (*forward)(const conv *g, const float *x, const float *w, const float *b,
@@ -492,9 +502,7 @@ cdef class Product(Plan):
 
     def __cinit__(self, str family, tuple sizes, bint double, tuple shape, *args):
         cdef bytes name = family.encode()
-        (self.g.N, self.g.C, self.g.H, self.g.W, self.g.F, self.g.KH, self.g.KW, self.g.OH,
-         self.g.OW, self.g.SH, self.g.SW, self.g.PT, self.g.PL, self.g.DH, self.g.DW,
-         self.g.G) = sizes
+        self.g = sizes_of(sizes)
         self.f32 = find_f32(name)
         self.f64 = find_f64(name)
         if self.f32 is NULL:
@@ -606,6 +614,134 @@ cdef class BackwardWeights(Product):
                                              <double *>at[2], threads)
         return self.f32.backward_weights(&self.g, <float *>at[0], <float *>at[1],
                                          <float *>at[2], threads)
+
+
+cdef extern from "blocked.h" nogil:
+    Py_ssize_t blocked_lanes_f32()
+    Py_ssize_t blocked_lanes_f64()
+    bint blocked_serves_f32(const conv *g)
+    bint blocked_serves_f64(const conv *g)
+    size_t blocked_packed_f32(const conv *g)
+    size_t blocked_packed_f64(const conv *g)
+    void blocked_pack_f32(const conv *g, const float *w, const float *b, float *packed)
+    void blocked_pack_f64(const conv *g, const double *w, const double *b, double *packed)
+    void blocked_forward_f32(const conv *g, const float *x, const float *packed,
+                             const float *term, double ceiling, float *y, int threads)
+    void blocked_forward_f64(const conv *g, const double *x, const double *packed,
+                             const double *term, double ceiling, double *y, int threads)
+    void blocked_block_f32(Py_ssize_t N, Py_ssize_t C, Py_ssize_t plane, const float *x,
+                           float *blocked, int threads)
+    void blocked_block_f64(Py_ssize_t N, Py_ssize_t C, Py_ssize_t plane, const double *x,
+                           double *blocked, int threads)
+    void blocked_unblock_f32(Py_ssize_t N, Py_ssize_t C, Py_ssize_t plane, const float *blocked,
+                             float *x, int threads)
+    void blocked_unblock_f64(Py_ssize_t N, Py_ssize_t C, Py_ssize_t plane, const double *blocked,
+                             double *x, int threads)
+
+
+cdef tuple blocked_shape(tuple shape, bint double):
+    """The shape of images (N, C, H, W) whose channels lie in blocks."""
+    cdef object lanes = blocked_lanes_f64() if double else blocked_lanes_f32()
+    N, C, H, W = shape
+    return N, -(-C // lanes), H, W, lanes
+
+
+def blocked_serves(tuple sizes, bint double) -> bool:
+    """Whether `Blocked` computes convolutions of these sizes."""
+    cdef conv g = sizes_of(sizes)
+    return blocked_serves_f64(&g) if double else blocked_serves_f32(&g)
+
+
+cdef class Blocked(Plan):
+    """y of (x, packed, term): a convolution of 1x1, or of single channels, on blocked images.
+
+    These are arrays (N, blocks, H, W, lanes), whose lanes are neighbouring channels. `packed` comes
+    from `prepare`. `term` is added and may be left out. Unless `ceiling` is 0,
+    y is cut off at 0 and at `ceiling`.
+    """
+
+    cdef conv g
+    cdef double ceiling
+
+    def __init__(self, tuple sizes, bint double, double ceiling):
+        cdef conv g = sizes_of(sizes)
+        packed = blocked_packed_f64(&g) if double else blocked_packed_f32(&g)
+        x = prod(blocked_shape((g.N, g.C, g.H, g.W), double))
+        y = blocked_shape((g.N, g.F, g.OH, g.OW), double)
+        self.g, self.ceiling = g, ceiling
+        self.settle(double, (x, packed, prod(y)), (y,))
+
+    def prepare(self, w, b):
+        """Weights and bias, which may be None, as the kernel wants them."""
+        cdef Py_buffer w_view, b_view, to_view
+        cdef Py_ssize_t size = 8 if self.double else 4
+        packed = fresh((self.bytes[1] // size,), self.dtypes[0], self.bytes[1])
+        views = self.g.F * (self.g.C // self.g.G) * self.g.KH * self.g.KW * size, self.g.F * size
+        b_view.buf = NULL
+        if not hold(w, &w_view, views[0], PyBUF_SIMPLE):
+            raise ValueError("weights to be prepared must be in C order")
+        try:
+            if b is not None and not hold(b, &b_view, views[1], PyBUF_SIMPLE):
+                raise ValueError("a bias to be prepared must be in C order")
+            hold(packed, &to_view, self.bytes[1], PyBUF_WRITABLE)
+            with nogil:
+                if self.double:
+                    blocked_pack_f64(&self.g, <double *>w_view.buf, <double *>b_view.buf,
+                                     <double *>to_view.buf)
+                else:
+                    blocked_pack_f32(&self.g, <float *>w_view.buf, <float *>b_view.buf,
+                                     <float *>to_view.buf)
+            PyBuffer_Release(&to_view)
+            if b is not None:
+                PyBuffer_Release(&b_view)
+        finally:
+            PyBuffer_Release(&w_view)
+        return packed
+
+    cdef int run(self, char **at, int threads) noexcept nogil:
+        if self.double:
+            blocked_forward_f64(&self.g, <double *>at[0], <double *>at[1], <double *>at[2],
+                                self.ceiling, <double *>at[3], threads)
+        else:
+            blocked_forward_f32(&self.g, <float *>at[0], <float *>at[1], <float *>at[2],
+                                self.ceiling, <float *>at[3], threads)
+        return 0
+
+
+cdef class ToBlocks(Plan):
+    """(x,), images of this shape (N, C, H, W), blocked."""
+
+    cdef Py_ssize_t N, C, plane
+
+    def __init__(self, tuple shape, bint double):
+        self.N, self.C, self.plane = shape[0], shape[1], shape[2] * shape[3]
+        self.settle(double, (prod(shape),), (blocked_shape(shape, double),))
+
+    cdef int run(self, char **at, int threads) noexcept nogil:
+        if self.double:
+            blocked_block_f64(self.N, self.C, self.plane, <double *>at[0], <double *>at[1], threads)
+        else:
+            blocked_block_f32(self.N, self.C, self.plane, <float *>at[0], <float *>at[1], threads)
+        return 0
+
+
+cdef class FromBlocks(Plan):
+    """(blocked,) as images of this shape (N, C, H, W)."""
+
+    cdef Py_ssize_t N, C, plane
+
+    def __init__(self, tuple shape, bint double):
+        self.N, self.C, self.plane = shape[0], shape[1], shape[2] * shape[3]
+        self.settle(double, (prod(blocked_shape(shape, double)),), (shape,))
+
+    cdef int run(self, char **at, int threads) noexcept nogil:
+        if self.double:
+            blocked_unblock_f64(self.N, self.C, self.plane, <double *>at[0], <double *>at[1],
+                                threads)
+        else:
+            blocked_unblock_f32(self.N, self.C, self.plane, <float *>at[0], <float *>at[1],
+                                threads)
+        return 0
 
 
 cdef extern from "pool.h" nogil:

@@ -17,7 +17,7 @@ import numpy as np
 from cnnfast import compiled, dispatch, geometry
 from cnnfast.geometry import Elements, Shape
 from cnnfast.methods.base import Call
-from cnnfast.methods.convolution import EngineConvolution
+from cnnfast.methods.convolution import EngineConvolution, sizes
 from cnnfast.methods.engine import Engine
 
 _DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
@@ -84,6 +84,44 @@ def _convolution(
     shape = g.y_shape if len(x) == 4 else (g.N, g.F, g.OW)
     plan = chosen.kernel("forward", g, dtype == "float64", shape, ceiling)
     return Recorded(plan, "conv + relu" if ceiling else op, chosen.name)
+
+
+def blocked(
+    x: Shape, dtype: Any, w: Any, b: Any, sliding: tuple[Any, ...], ceiling: float, method: str
+) -> Any:
+    """A plan of (x, packed, term) on blocked images, or None.
+
+    These have the channels that a vector holds side by side, which suits convolutions of 1x1 and of
+    single channels; `turns` leads there and back. `x` is the shape of the plain images. The plan's
+    `prepare` makes `packed` of w and b; `term` is added and may be left out.
+    """
+    if dispatch.forced("conv2d", method)[0] != "auto" or compiled.engine_missing() is not None:
+        return None
+    if w.ndim != 4 or not _plain(w, dtype) or not (b is None or _plain(b, dtype)):
+        return None
+    return _blocked(x, w.shape, dtype == np.float64, sliding, ceiling)
+
+
+@lru_cache(maxsize=1024)
+def _blocked(x: Shape, w: Shape, double: bool, sliding: tuple[Any, ...], ceiling: float) -> Any:
+    members = sizes(geometry.convolution("conv2d", 2, x, w, *sliding))
+    if not compiled.engine().blocked_serves(members, double):
+        return None
+    plan = compiled.engine().Blocked(members, double, ceiling)
+    return Recorded(plan, "conv + relu" if ceiling else "conv2d", "blocked")
+
+
+@lru_cache(maxsize=1024)
+def convolved(x: Shape, w: Shape, sliding: tuple[Any, ...]) -> Shape:
+    """The shape of what a convolution of images gives."""
+    return geometry.convolution("conv2d", 2, x, w, *sliding).y_shape
+
+
+@lru_cache(maxsize=1024)
+def turns(x: Shape, double: bool) -> tuple[Any, Any]:
+    """Plans of (x,) that make images of this shape blocked, and plain again."""
+    engine = compiled.engine()
+    return engine.ToBlocks(x, double), engine.FromBlocks(x, double)
 
 
 class Recorded:
@@ -166,9 +204,9 @@ def batch_norm_relu(
         return None
     if prod(x.shape) <= x.shape[1] or not _engine_serves("batch_norm", x, method):
         return None
-    sizes = (x.shape[0], x.shape[1], prod(x.shape[2:]))
+    planes = (x.shape[0], x.shape[1], prod(x.shape[2:]))
     double = x.dtype == np.float64
-    plan = compiled.engine().BatchNorm(sizes, double, x.shape, True, momentum, eps, True, True)
+    plan = compiled.engine().BatchNorm(planes, double, x.shape, True, momentum, eps, True, True)
     return Recorded(plan, "batch_norm + relu", "engine")(arrays)
 
 
@@ -181,8 +219,8 @@ def batch_norm_relu_backward(
         return None
     if not _engine_serves("batch_norm_backward", x, method):
         return None
-    sizes = (x.shape[0], x.shape[1], prod(x.shape[2:]))
-    plan = compiled.engine().BatchNormBackward(sizes, x.dtype == np.float64, x.shape, True)
+    planes = (x.shape[0], x.shape[1], prod(x.shape[2:]))
+    plan = compiled.engine().BatchNormBackward(planes, x.dtype == np.float64, x.shape, True)
     return Recorded(plan, "batch_norm + relu backward", "engine")(arrays)
 
 

@@ -11,6 +11,8 @@
 #include "direct.inc"
 #include "elementwise.inc"
 #include "gemm.inc"
+#include "gemm_blocks.inc"
+#include "blocked.inc"
 #include "gemm_weights.inc"
 #include "loss.inc"
 #include "matmul.inc"

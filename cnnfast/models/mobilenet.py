@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -86,6 +86,12 @@ class InvertedResidual(nn.Layer):
     def forward(self, x: Array) -> Array:
         y: Any = self.conv.forward(x)
         return fusion.add(y, x) if self.residual else y
+
+    def _opened(self) -> Iterable[Any]:
+        if type(self) is not InvertedResidual:
+            return (self,)
+        inner = fusion.opened((self.conv,))
+        return (fusion.Identity(self, inner),) if self.residual else inner
 
     def backward(self, dy: Array) -> Any:
         dx = self.conv.backward(dy)

@@ -98,19 +98,18 @@ class Sequential(Layer):
                 return
 
     def forward(self, x: Array) -> Array:
-        return self._chain.forward(x, tuple(self._opened()), self.training)
+        return self._chain.forward(x, self._in_order(), self.training)
 
     def backward(self, dy: Array) -> Any:
-        return self._chain.backward(dy, tuple(self._opened()), self.training)
+        return self._chain.backward(dy, self._in_order(), self.training)
 
-    def _opened(self) -> Iterator[Layer]:
-        """The layers; in inference, those of a container like this one in its place."""
-        for layer in self._layers.values():
-            own = type(layer) is Sequential and not {"forward", "backward"} & layer.__dict__.keys()
-            if own and not self.training and not layer.training:
-                yield from layer._opened()
-            else:
-                yield layer
+    def _in_order(self) -> tuple[Any, ...]:
+        """The layers; in inference, those of containers in their place."""
+        layers = self._layers.values()
+        return tuple(layers) if self.training else fusion.opened(layers)
+
+    def _opened(self) -> Iterable[Any]:
+        return fusion.opened(self._layers.values()) if type(self) is Sequential else (self,)
 
 
 class Residual(Layer):
@@ -167,6 +166,11 @@ class Residual(Layer):
                 f"{'x has' if self.shortcut is None else 'shortcut gives'} {np.shape(side)}"
             )
         return fusion.add(y, side)
+
+    def _opened(self) -> Iterable[Any]:
+        if type(self) is Residual and self.shortcut is None:
+            return (fusion.Identity(self, fusion.opened((self.main,))),)
+        return (self,)
 
     def backward(self, dy: Array) -> Any:
         dx = self.main.backward(dy)

@@ -9,8 +9,9 @@ in front of it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,6 +46,26 @@ _FRESH = (
     *(Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d, BatchNorm1d, BatchNorm2d),
     *(MaxPool1d, MaxPool2d, AdaptiveMaxPool2d, AvgPool1d, AvgPool2d, AdaptiveAvgPool2d, Linear),
 )
+
+
+# Convolutions that must follow each other for their images to be turned about into blocks.
+_BLOCKED = 3
+
+
+class Identity(NamedTuple):
+    """A block that gives ``inner(x) + x``, among opened layers."""
+
+    block: Layer
+    inner: tuple[Any, ...]
+
+
+def opened(layers: Iterable[Layer]) -> tuple[Any, ...]:
+    """The layers as inference sees them: those inside containers instead of these."""
+    found: list[Any] = []
+    for layer in layers:
+        own = layer.training or "forward" in layer.__dict__ or "backward" in layer.__dict__
+        found.extend((layer,) if own else layer._opened())
+    return tuple(found)
 
 
 class Step:
@@ -129,16 +150,33 @@ class Folded:
     def __init__(self, convolution: Layer, norm: Layer | None, relu: Layer | None) -> None:
         self.layers = tuple(a for a in (convolution, norm, relu) if a is not None)
         self.convolution, self.norm, self.relu = convolution, norm, relu
+        self.begins: list[Layer] = []  # blocks whose input is this one's
+        self.ends: list[Layer] = []  # blocks that add their input to this one's result
+        self._ceiling = _CEILINGS.get(type(relu), 0)
         self._prepared = Prepared()
 
     def call(self, x: Array) -> PreparedCall | None:
         """The call by which the engine computes all of it, or None."""
-        if self.norm is not None and not fused.free("batch_norm", self.norm.method):
+        if not self._free():
             return None
-        if self.relu is not None and not fused.free("relu", self.relu.method):
+        return self._prepared.call(x, self.convolution, self.norm, self._ceiling)
+
+    def blocked(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """The plan for blocked images of this plain shape, or None."""
+        layer = self.convolution
+        if not self._free():
             return None
-        ceiling = _CEILINGS.get(type(self.relu), 0)
-        return self._prepared.call(x, self.convolution, self.norm, ceiling)
+        arrays = layer.weight, layer.bias
+        return fused.blocked(shape, dtype, *arrays, layer.sliding, self._ceiling, layer.method)
+
+    def blocked_call(self, plan: Any) -> PreparedCall:
+        return self._prepared.blocked_call(plan, self.convolution, self.norm)
+
+    def _free(self) -> bool:
+        norm, relu = self.norm, self.relu
+        return (norm is None or fused.free("batch_norm", norm.method)) and (
+            relu is None or fused.free("relu", relu.method)
+        )
 
     def sum(self) -> Any:
         """What tells whether an array of the layers has changed."""
@@ -163,10 +201,19 @@ class Folded:
 
 
 class Unkept(Later):
-    """A pass through folded convolutions, of which only the input was kept."""
+    """A pass through folded convolutions, of which only the input was kept.
 
-    def __init__(self, x: Array, folded: Sequence[Folded] = (), sums: Sequence[Any] = ()) -> None:
-        self._x, self._folded, self.sums = x, [*folded], [*sums]
+    `terms` are the inputs of the blocks that the pass was inside of.
+    """
+
+    def __init__(
+        self,
+        x: Array,
+        terms: Sequence[Array] = (),
+        folded: Sequence[Folded] = (),
+        sums: Sequence[Any] = (),
+    ) -> None:
+        self._x, self._terms, self._folded, self.sums = x, [*terms], [*folded], [*sums]
 
     def add(self, part: Folded, sum: Any) -> None:
         """One more, whose arrays had this sum."""
@@ -186,11 +233,15 @@ class Unkept(Later):
         layers = [layer for part in self._folded for layer in part.layers]
         # A layer that somebody has called since remembers that.
         before = [(layer, layer.training, layer._saved) for layer in layers]
-        x = self._x
+        x, terms = self._x, [*self._terms]
         try:
-            for layer in layers:
-                layer.training = False
-                x = layer.forward(x)
+            for part in self._folded:
+                terms += [x] * len(part.begins)
+                for layer in part.layers:
+                    layer.training = False
+                    x = layer.forward(x)
+                for _ in part.ends:
+                    x = add(x, terms.pop())
         finally:
             for layer, training, saved in before:
                 layer.training = training
@@ -198,11 +249,27 @@ class Unkept(Later):
                     layer._saved = saved
 
 
+class RowCall(NamedTuple):
+    """A plan of a row, with its arrays behind x.
+
+    As many blocks begin in front of it; it takes in what the last of them adds, or does not; and
+    the inputs of so many blocks are added to its result.
+    """
+
+    plan: Any
+    arrays: tuple[Any, ...] = ()
+    begins: int = 0
+    takes: bool = False
+    ends: int = 0
+
+
 class FoldedConvolutions(Step):
     """In inference: convolutions one after the other, each with what it has taken in.
 
     What passes from one to the next is not kept, so the next ones find its memory, which is still
-    in the cache, for their results.
+    in the cache, for their results. Blocks that add their input to what such convolutions make of
+    it are part of the row. Where convolutions of 1x1 and of single channels follow each other, the
+    images between them are blocked ones (`fused.blocked`).
 
     Of frozen layers, calls are remembered from input to output: as many plans, one after the other.
     """
@@ -210,7 +277,7 @@ class FoldedConvolutions(Step):
     def __init__(self, folded: list[Folded]) -> None:
         super().__init__(*(layer for part in folded for layer in part.layers))
         self._folded = folded
-        self._calls: list[Any] = []
+        self._calls: list[RowCall] = []
         self._sums: Sequence[Any] = ()
         self._known: Any = None  # what the calls are for,
         self._held: Any = None  # of layers with these settings and arrays
@@ -222,39 +289,106 @@ class FoldedConvolutions(Step):
             y = self._again(x)
         return self._anew(x, known) if y is None else y
 
+    def backward(self, dy: Array) -> Any:
+        dx: Any = dy
+        terms: list[Array] = []
+        for part in reversed(self._folded):
+            terms += [dx] * len(part.ends)
+            for layer in reversed(part.layers):
+                dx = layer.backward(dx)
+                if dx is None:
+                    return None
+            for _ in part.begins:
+                dx = add(dx, terms.pop())
+        return dx
+
     def _again(self, x: Any) -> Any:
         """The remembered calls; or None, as from a kernel that does not serve these numbers."""
-        y = x
-        for plan, arrays in self._calls:
-            y = plan((y, *arrays))
+        y, terms = x, []
+        for plan, arrays, begins, takes, ends in self._calls:
+            if begins:
+                terms += [y] * begins
+            y = plan((y, *arrays, terms.pop()) if takes else (y, *arrays))
             if y is None:
                 return None
-        saved = Unkept(x, self._folded, self._sums)
+            for _ in range(ends):
+                y = add(y, terms.pop())
+        saved = Unkept(x, (), self._folded, self._sums)
         for layer in self.layers:
             layer.__dict__["_saved"] = saved
         return y
 
     def _anew(self, x: Array, known: Any) -> Array:
         """Every convolution by what the dispatcher takes, remembered if `known` says for what."""
-        calls, saved = [], Unkept(x)
         held: Any = None if known is None else [part.held() for part in self._folded]
         if held is None or None in held:
             known = None
-        for part in self._folded:
-            found = part.call(x)
-            y = None if found is None else found.plan((x, *found.arrays))
-            if found is None or y is None:
+        calls: list[RowCall] = []
+        saved, terms, inside = Unkept(x), [], False
+        plans, shapes = self._blocked(x)
+        for i, part in enumerate(self._folded):
+            if inside != (plans[i] is not None):
+                x = self._turn(x, shapes[i], inside, calls)
+                inside = not inside
+            terms += [x] * len(part.begins)
+            found: Any = part.blocked_call(plans[i]) if inside else part.call(x)
+            # A blocked result takes in what is added to it.
+            takes = inside and bool(part.ends) and part.relu is None
+            y: Any = None
+            if found is not None:
+                y = found.plan((x, *found.arrays, *((terms.pop(),) if takes else ())))
+            served = found is not None and y is not None
+            if served:
+                x = y
+                rest = len(part.ends) - takes
+                calls.append(
+                    RowCall(found.plan.untraced, found.arrays, len(part.begins), takes, rest)
+                )
+                saved.add(part, found.sum)
+            else:
                 known = None
                 for layer in part.layers:
                     x = layer.forward(x)
-                saved = Unkept(x)
-            else:
-                x = y
-                calls.append((found.plan.untraced, found.arrays))
-                saved.add(part, found.sum)
+            for block in part.ends[takes:]:
+                if not inside:
+                    _refuse_other_shape(block, np.shape(x), np.shape(terms[-1]))
+                x = add(x, terms.pop())
+            if not served:
+                saved = Unkept(x, terms)
+        if inside:
+            x = self._turn(x, shapes[-1], inside, calls)
         self._known, self._calls, self._sums = known, calls, saved.sums
         self._held = None if known is None else [entry for each in held for entry in each]
         return x
+
+    def _blocked(self, x: Array) -> tuple[list[Any], list[tuple[int, ...]]]:
+        """For each convolution its plan on blocked images, or None, and the shapes between all."""
+        plans: list[Any] = [None] * len(self._folded)
+        images = type(x) is np.ndarray and x.ndim == 4 and x.flags.c_contiguous
+        if not images or any(type(part.convolution) is not Conv2d for part in self._folded):
+            return plans, []
+        shapes = [x.shape]
+        for i, part in enumerate(self._folded):
+            layer = part.convolution
+            plans[i] = part.blocked(shapes[i], x.dtype)
+            shapes.append(fused.convolved(shapes[i], layer.weight.shape, layer.sliding))
+        # Of a block all convolutions or none, so that what it adds is of one kind.
+        begun: list[int] = []
+        for i, part in enumerate(self._folded):
+            begun += [i] * len(part.begins)
+            for block in part.ends:
+                begin = begun.pop()
+                _refuse_other_shape(block, shapes[i + 1], shapes[begin])
+                if None in plans[begin : i + 1]:
+                    plans[begin : i + 1] = [None] * (i + 1 - begin)
+        runs = [[*run] for _, run in groupby(plans, lambda plan: plan is None)]
+        return [plan if len(run) >= _BLOCKED else None for run in runs for plan in run], shapes
+
+    def _turn(self, x: Array, shape: tuple[int, ...], inside: bool, calls: list[RowCall]) -> Any:
+        """x, of this shape when it is plain, from plain to blocked or back."""
+        plan = fused.turns(shape, x.dtype == np.float64)[inside]
+        calls.append(RowCall(plan))
+        return plan((x,))
 
     def _key(self, x: Array) -> Any:
         """What the calls follow from beside the layers, or None where nothing is remembered."""
@@ -277,6 +411,11 @@ def add(a: Array, b: Array) -> Array:
     """``a + b``."""
     y: Array | None = fused.add(a, b)
     return a + b if y is None else y
+
+
+def _refuse_other_shape(block: Layer, y: tuple[int, ...], x: tuple[int, ...]) -> None:
+    if y != x:
+        raise ValueError(f"{type(block).__name__}: main gives shape {y}, x has {x}")
 
 
 class AddReLU:
@@ -311,13 +450,13 @@ class Chain:
         self._taken: list[Step] = []
         self._made_for: Any = None
 
-    def forward(self, x: Array, layers: tuple[Layer, ...], training: bool) -> Array:
+    def forward(self, x: Array, layers: tuple[Any, ...], training: bool) -> Array:
         self._taken = self.steps(layers, training)
         for step in self._taken:
             x = step.forward(x)
         return x
 
-    def backward(self, dy: Array, layers: tuple[Layer, ...], training: bool) -> Any:
+    def backward(self, dy: Array, layers: tuple[Any, ...], training: bool) -> Any:
         dx: Any = dy
         for step in reversed(self._taken or self.steps(layers, training)):
             dx = step.backward(dx)
@@ -325,9 +464,9 @@ class Chain:
                 break
         return dx
 
-    def steps(self, layers: tuple[Layer, ...], training: bool) -> list[Step]:
+    def steps(self, layers: tuple[Any, ...], training: bool) -> list[Step]:
         """The steps, which are found again only if the layers or their modes are others."""
-        modes = (training, *((a.training, "forward" in a.__dict__) for a in layers))
+        modes = training, _modes(layers)
         if (layers, modes) != self._made_for:
             self._steps = steps(layers, training)
             self._made_for = layers, modes
@@ -337,7 +476,14 @@ class Chain:
         return Chain().__dict__
 
 
-def steps(layers: Sequence[Layer], training: bool) -> list[Step]:
+def _modes(layers: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(
+        _modes(a.inner) if type(a) is Identity else (a.training, "forward" in a.__dict__)
+        for a in layers
+    )
+
+
+def steps(layers: Sequence[Any], training: bool) -> list[Step]:
     """The layers, in order, in as few steps as can be."""
     return list(_training_steps(layers) if training else _inference_steps(layers))
 
@@ -358,16 +504,35 @@ def _training_steps(layers: Sequence[Layer]) -> Iterable[Step]:
         at += 1 if kind is None else 2
 
 
-def _inference_steps(layers: Sequence[Layer]) -> Iterable[Step]:
+def _inference_steps(layers: Sequence[Any]) -> Iterable[Step]:
+    for kind, parts in groupby(_folded(layers), type):
+        if kind is not Folded:
+            yield from (Step(layer) for layer in parts)
+            continue
+        row = list(parts)
+        if len(row) == 1 and len(row[0].layers) == 1 and not row[0].ends:
+            yield Step(*row[0].layers)  # which prepares its weights itself
+        else:
+            yield FoldedConvolutions(row)
+
+
+def _folded(layers: Sequence[Any]) -> Iterable[Any]:
+    """The layers, convolutions with what they can take in, blocks of such as their convolutions."""
     at = 0
-    folded: list[Folded] = []
     while at < len(layers):
         layer = layers[at]
         at += 1
+        if type(layer) is Identity:
+            inner = list(_folded(layer.inner))
+            if inner and all(type(part) is Folded for part in inner):
+                inner[0].begins.append(layer.block)
+                inner[-1].ends.append(layer.block)
+                yield from inner
+            else:
+                yield layer.block
+            continue
         if not _plainly(layer, *_CONVOLUTIONS):
-            yield from _together(folded)
-            folded = []
-            yield Step(layer)
+            yield layer
             continue
         norm = relu = None
         if at < len(layers) and _folds(layer, layers[at]):
@@ -376,15 +541,7 @@ def _inference_steps(layers: Sequence[Layer]) -> Iterable[Step]:
         if at < len(layers) and _plainly(layers[at], *_CEILINGS):
             relu = layers[at]
             at += 1
-        folded.append(Folded(layer, norm, relu))
-    yield from _together(folded)
-
-
-def _together(folded: list[Folded]) -> Iterable[Step]:
-    if len(folded) == 1 and len(folded[0].layers) == 1:
-        yield Step(*folded[0].layers)  # which prepares its weights itself
-    elif folded:
-        yield FoldedConvolutions(folded)
+        yield Folded(layer, norm, relu)
 
 
 def _plainly(layer: Any, *kinds: type) -> bool:

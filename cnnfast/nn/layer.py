@@ -393,6 +393,10 @@ class Layer:
         """The layers inside whose gradient by the input nobody needs if nobody needs this one's."""
         return ()
 
+    def _opened(self) -> Iterable[Any]:
+        """In inference, what may stand in its place among others: itself, or layers inside."""
+        return (self,)
+
     # Saving
 
     def state_dict(self) -> dict[str, Array]:

@@ -55,11 +55,21 @@ class Prepared:
         if plan is None:
             return None
         self._follow(layer, norm)
+        packed = self._prepare(plan, self._weight)
+        return PreparedCall(plan, (self._weight, self._bias, packed), self._sum)
+
+    def blocked_call(self, plan: Any, layer: Layer, norm: Layer | None) -> PreparedCall:
+        """How `plan`, which is for blocked images, is called."""
+        self._follow(layer, norm)
+        return PreparedCall(plan, (self._prepare(plan, self._weight, self._bias),), self._sum)
+
+    def _prepare(self, plan: Any, *arrays: Any) -> Any:
+        """The arrays as the kernel wants them."""
         if plan not in self._packed:
             if len(self._packed) >= _MOST_KERNELS:
                 self._packed.clear()
-            self._packed[plan] = plan.prepare(self._weight)
-        return PreparedCall(plan, (self._weight, self._bias, self._packed[plan]), self._sum)
+            self._packed[plan] = plan.prepare(*arrays)
+        return self._packed[plan]
 
     def _plan(self, x: Array, layer: Layer, ceiling: float) -> Any:
         """The plan for inputs like x, remembered where that follows from what is compared here."""
