@@ -59,6 +59,15 @@ def sequential(*makers: Any) -> Net:
     return make
 
 
+def within(*makers: Any) -> Callable[..., nn.Layer]:
+    """A block that adds its input."""
+    return lambda dtype, rng: nn.Residual(sequential(*makers)(dtype, rng))
+
+
+def inverted(C: int, F: int, stride: int = 1) -> Callable[..., nn.Layer]:
+    return lambda dtype, rng: models.InvertedResidual(C, F, stride, 2, dtype=dtype, rng=rng)
+
+
 NETS: dict[str, Net] = {
     "conv": sequential(conv()),
     "conv relu": sequential(conv(padding=1), relu),
@@ -83,6 +92,20 @@ NETS: dict[str, Net] = {
         lambda dtype, rng: sequential(conv(padding=1), norm(), relu)(dtype, rng),
         lambda dtype, rng: nn.Residual(sequential(conv(C=6, padding=1), relu)(dtype, rng)),
         relu,
+    ),
+    "blocked": sequential(
+        *(conv(F=16, padding=1), norm(16), relu),
+        *(conv(F=30, C=16, K=1, bias=False), norm(30), relu),
+        *(conv(F=30, C=30, groups=30, padding=1, stride=2), norm(30)),
+        *(conv(F=16, C=30, K=1), relu, conv(C=16)),
+    ),
+    "blocks": sequential(
+        *(conv(F=16, padding=1), relu, inverted(16, 16), within(inverted(16, 16))),
+        *(
+            within(within(inverted(16, 16)), conv(F=16, C=16, K=1), relu),
+            inverted(16, 14, stride=2),
+        ),
+        *(within(conv(F=14, C=14, K=1), norm(14)), within(conv(F=14, C=14, padding=1)), relu),
     ),
     "signals": sequential(
         lambda dtype, rng: nn.Flatten(2),
@@ -478,10 +501,11 @@ def test_nothing_between_folded_convolutions_is_kept(rng: np.random.Generator) -
 
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("name", ["deep", "blocked", "blocks"])
 def test_backward_through_folded_containers(
-    dtype: Any, frozen: bool, rng: np.random.Generator
+    name: str, dtype: Any, frozen: bool, rng: np.random.Generator
 ) -> None:
-    net = DEEP(dtype, rng).eval()
+    net = (NETS | {"deep": DEEP})[name](dtype, rng).eval()
     plain = copy.deepcopy(net)
     if frozen:
         net.freeze()
@@ -508,12 +532,12 @@ def back_by_children(net: nn.Sequential, dy: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.parametrize("net", ["deep", "flat"])
+@pytest.mark.parametrize("net", ["deep", "winograd", "blocks"])
 def test_layers_remember_their_own_last_pass(
     net: str, frozen: bool, rng: np.random.Generator
 ) -> None:
     """Whether it was one of the whole network or one of each layer by itself."""
-    made = (DEEP if net == "deep" else NETS["winograd"])(np.float32, rng).eval()
+    made = (NETS | {"deep": DEEP})[net](np.float32, rng).eval()
     plain = copy.deepcopy(made)
     if frozen:
         made.freeze()
@@ -612,6 +636,89 @@ def test_arrays_between_the_passes(rng: np.random.Generator) -> None:
             net.backward(dy)
         net(x)
         assert net.backward(dy).shape == x.shape
+
+
+def blocked_in(net: nn.Sequential, x: np.ndarray) -> int:
+    """How many convolutions are computed on blocked images."""
+    with cnnfast.trace() as ran:
+        net(x)
+    return sum(r.method == "blocked" for r in ran)
+
+
+def test_which_convolutions_are_blocked(rng: np.random.Generator) -> None:
+    x = images(np.float32)
+    net = NETS["blocked"](np.float32, rng).eval()
+    assert blocked_in(net, x) == 3
+    net[6].method = "depthwise"
+    assert blocked_in(net, x) == 0, "two are too few"
+    net = NETS["blocks"](np.float32, rng).eval()
+    # All but the first and the last; in float16 and one by one none.
+    assert blocked_in(net, x) == 3 + 3 + 3 + 1 + 3 + 1
+    assert blocked_in(net, x.astype(np.float16)) == 0
+    assert blocked_in(net.train(), x) == 0
+    net.eval()
+    for method in ("gemm", "portable"):
+        with cnnfast.use(method):
+            assert blocked_in(net, x) == 0, method
+    net[3].main[0].conv[1][0].method = "gemm"
+    assert blocked_in(net, x) == 3 + 3 + 1 + 3 + 1, "a block is blocked as a whole, or not at all"
+    net[4].main[0].main[0].conv[1][1].forward = lambda x: x
+    assert blocked_in(net, x) == 3 + 3 + 1
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_blocked_images_of_any_size(dtype: Any, rng: np.random.Generator) -> None:
+    net = NETS["blocks"](dtype, rng).freeze()
+    for shape in ((1, 4, 1, 1), (2, 4, 2, 17), (1, 4, 33, 3), (5, 4, 16, 16), (0, 4, 9, 8)):
+        x = images(dtype, *shape)
+        want = one_by_one(net, x)
+        for threads in (1, 2, 3):
+            with cnnfast.threads(threads):
+                y = net(x)
+                assert_near(y, want, f"{shape}, {threads} threads")
+                checks.assert_same(net(x), y, "again")
+
+
+def test_a_block_whose_result_does_not_fit(rng: np.random.Generator) -> None:
+    for F in (16, 20):
+        inner = (conv(F=F, C=16, K=1), conv(F=F, C=F, groups=F, padding=1), conv(F=F, C=F, K=1))
+        net = sequential(conv(F=16, K=1), within(*inner), relu)(np.float32, rng).eval()
+        x = images(np.float32)
+        if F == 16:
+            assert_near(net(x), one_by_one(net, x), "it fits")
+            continue
+        for _ in range(2):
+            with pytest.raises(
+                ValueError, match=r"Residual: main gives .* 20, 9, 8\), x has .* 16,"
+            ):
+                net(x)
+            net[1].freeze()
+
+
+def test_blocks_that_change(rng: np.random.Generator) -> None:
+    """Weights, modes and methods inside of blocks, frozen and not."""
+    net, x = NETS["blocks"](np.float32, rng).eval(), images(np.float32)
+    inner = net[2].conv[0]
+    for change in (
+        lambda: inner[0].weight.__imul__(2),
+        lambda: setattr(inner[1], "eps", 0.5),
+        lambda: inner[1].running_var.__iadd__(1),
+        lambda: setattr(net[5].conv[1][0], "padding", (2, 2)),
+        lambda: setattr(net[5].conv[1][0], "padding", (1, 1)),
+        lambda: net[3].main[0].conv[0][1].train(),
+        lambda: net[3].eval(),
+        lambda: setattr(net[4].main[1], "method", "naive"),
+        lambda: setattr(net[4].main[1], "method", "auto"),
+    ):
+        for freeze in (False, True):
+            if freeze:
+                net.freeze()
+            else:
+                net.train().eval()
+                change()
+            for _ in range(2):
+                want = one_by_one(net, x)
+                assert_near(net(x), want, "changed")
 
 
 @pytest.mark.parametrize("x", [[[[[1.0]]]], np.ones((1, 4, 5, 5), np.float16)], ids=["a", "b"])
