@@ -1156,6 +1156,24 @@ cdef class BatchNormBackward(Plan):
         return 0
 
 
+def unchanged(list held) -> bool:
+    """Whether what was held is the same still: tuples of a dictionary, a name in it and the object.
+
+    Arrays among the objects must still be read-only, too.
+    """
+    cdef tuple entry
+    cdef dict own
+    cdef object value
+    for entry in held:
+        own = entry[0]
+        value = entry[2]
+        if own.get(entry[1]) is not value:
+            return False
+        if isinstance(value, ndarray) and value.flags.writeable:
+            return False
+    return True
+
+
 cdef extern from "checksum.h" nogil:
     unsigned long long checksum_bytes "checksum"(const void *start, size_t bytes, int threads)
     unsigned long long checksum_join(unsigned long long a, unsigned long long b)

@@ -40,6 +40,12 @@ def checksum(*arrays: Any) -> int:
     return result
 
 
+def unchanged(held: list[tuple[dict[str, Any], str, Any]]) -> bool:
+    """Whether names in dictionaries have these values still, and arrays of them are read-only."""
+    same: bool = compiled.engine().unchanged(held)
+    return same
+
+
 def surroundings(*methods: str) -> Any:
     """What else the plan for a layer depends on; None where nothing is to be remembered of it.
 

@@ -124,6 +124,25 @@ def test_only_what_it_computes_is_served() -> None:
         assert engine.blocked_serves(sizes(g), False) and engine.blocked_serves(sizes(g), True)
 
 
+@pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (2, 4)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_weights_that_are_not_finite_meet_padding(kernel: tuple[int, int], stride: int) -> None:
+    """Zero times infinity is NaN, as if the padding were written out."""
+    x = np.ones((1, 32, 5, 9), np.float32)
+    w = np.ones((32, 1, *kernel), np.float32)
+    for f, tap in enumerate(np.ndindex(kernel)):
+        w[f % 32, 0][tap] = np.nan if f % 5 == 0 else np.inf
+    g = convolution("conv2d", 2, x.shape, w.shape, stride, 2, 1, 32)
+    plan = compiled.engine().Blocked(sizes(g), False, 0.0)
+    there, back = fused.turns(x.shape, False)[0], fused.turns(g.y_shape, False)[1]
+    y = back((plan((there((x,)), plan.prepare(w, None))),))
+    with np.errstate(invalid="ignore"):
+        want = cnnfast.conv2d(x, w, None, stride=stride, padding=2, groups=32, method="naive")
+    assert np.isnan(want).any() and np.isinf(want).any()
+    assert np.array_equal(np.isnan(y), np.isnan(want))
+    assert np.array_equal(np.isinf(y), np.isinf(want))
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 1, 7), (1, 17, 3, 5), (3, 8, 9, 9)])
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_there_and_back(shape: tuple[int, ...], dtype: Any, rng: np.random.Generator) -> None:

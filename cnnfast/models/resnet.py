@@ -86,13 +86,13 @@ class BasicBlock(nn.Layer):
             yield self.downsample
 
     def forward(self, x: Array) -> Array:
-        y = self._chain.forward(x, self._main(), self.training)
+        y = self._chain.forward(x, self._main, self.training)
         side = x if self.downsample is None else self.downsample.forward(x)
         return self._end.forward(y, side, self.relu2)
 
     def backward(self, dy: Array) -> Any:
         dy = self._end.backward(dy, self.relu2)
-        dx = self._chain.backward(dy, self._main(), self.training)
+        dx = self._chain.backward(dy, self._main, self.training)
         side = dy if self.downsample is None else self.downsample.backward(dy)
         return None if dx is None or side is None else fusion.add(dx, side)
 

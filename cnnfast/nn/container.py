@@ -98,10 +98,10 @@ class Sequential(Layer):
                 return
 
     def forward(self, x: Array) -> Array:
-        return self._chain.forward(x, self._in_order(), self.training)
+        return self._chain.forward(x, self._in_order, self.training)
 
     def backward(self, dy: Array) -> Any:
-        return self._chain.backward(dy, self._in_order(), self.training)
+        return self._chain.backward(dy, self._in_order, self.training)
 
     def _in_order(self) -> tuple[Any, ...]:
         """The layers; in inference, those of containers in their place."""

@@ -8,7 +8,7 @@ in front of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from math import inf
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ import numpy as np
 from cnnfast import fused
 from cnnfast.nn.activation import ReLU, ReLU6
 from cnnfast.nn.conv import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d
-from cnnfast.nn.layer import Array, Later, Layer
+from cnnfast.nn.layer import Array, Later, Layer, changes
 from cnnfast.nn.linear import Linear
 from cnnfast.nn.normalization import BatchNorm1d, BatchNorm2d
 from cnnfast.nn.pooling import (
@@ -277,6 +277,7 @@ class FoldedConvolutions(Step):
     def __init__(self, folded: list[Folded]) -> None:
         super().__init__(*(layer for part in folded for layer in part.layers))
         self._folded = folded
+        self._own = [layer.__dict__ for layer in self.layers]
         self._calls: list[RowCall] = []
         self._sums: Sequence[Any] = ()
         self._known: Any = None  # what the calls are for,
@@ -285,7 +286,7 @@ class FoldedConvolutions(Step):
     def forward(self, x: Array) -> Array:
         known = self._key(x)
         y: Array | None = None
-        if known is not None and known == self._known and self._holds():
+        if known is not None and known == self._known and fused.unchanged(self._held):
             y = self._again(x)
         return self._anew(x, known) if y is None else y
 
@@ -314,8 +315,8 @@ class FoldedConvolutions(Step):
             for _ in range(ends):
                 y = add(y, terms.pop())
         saved = Unkept(x, (), self._folded, self._sums)
-        for layer in self.layers:
-            layer.__dict__["_saved"] = saved
+        for own in self._own:
+            own["_saved"] = saved
         return y
 
     def _anew(self, x: Array, known: Any) -> Array:
@@ -397,15 +398,6 @@ class FoldedConvolutions(Step):
             return None
         return x.shape, x.dtype, surroundings
 
-    def _holds(self) -> bool:
-        """Whether the layers are as they were. One loop: a network has hundreds of arrays."""
-        for own, name, value in self._held:
-            if own.get(name) is not value:
-                return False
-            if isinstance(value, np.ndarray) and value.flags.writeable:
-                return False
-        return True
-
 
 def add(a: Array, b: Array) -> Array:
     """``a + b``."""
@@ -443,20 +435,25 @@ class AddReLU:
 
 
 class Chain:
-    """Layers one after the other, neighbours in one pass where that can be done."""
+    """Layers one after the other, neighbours in one pass where that can be done.
+
+    `layers` finds them, which takes as long as a small layer and so is done again only after
+    changes.
+    """
 
     def __init__(self) -> None:
         self._steps: list[Step] = []
         self._taken: list[Step] = []
         self._made_for: Any = None
+        self._found_at: int | None = None
 
-    def forward(self, x: Array, layers: tuple[Any, ...], training: bool) -> Array:
+    def forward(self, x: Array, layers: Callable[[], tuple[Any, ...]], training: bool) -> Array:
         self._taken = self.steps(layers, training)
         for step in self._taken:
             x = step.forward(x)
         return x
 
-    def backward(self, dy: Array, layers: tuple[Any, ...], training: bool) -> Any:
+    def backward(self, dy: Array, layers: Callable[[], tuple[Any, ...]], training: bool) -> Any:
         dx: Any = dy
         for step in reversed(self._taken or self.steps(layers, training)):
             dx = step.backward(dx)
@@ -464,12 +461,16 @@ class Chain:
                 break
         return dx
 
-    def steps(self, layers: tuple[Any, ...], training: bool) -> list[Step]:
-        """The steps, which are found again only if the layers or their modes are others."""
-        modes = training, _modes(layers)
-        if (layers, modes) != self._made_for:
-            self._steps = steps(layers, training)
-            self._made_for = layers, modes
+    def steps(self, layers: Callable[[], tuple[Any, ...]], training: bool) -> list[Step]:
+        """The steps, which are made again only if the layers or their modes are others."""
+        now = changes()
+        if now != self._found_at:
+            found = layers()
+            modes = training, _modes(found)
+            if (found, modes) != self._made_for:
+                self._steps = steps(found, training)
+                self._made_for = found, modes
+            self._found_at = now
         return self._steps
 
     def __getstate__(self) -> dict[str, Any]:

@@ -13,6 +13,20 @@ from cnnfast.arrays import namespace
 Array = NDArray[Any]
 
 
+# How often a layer, whichever, has got another layer, mode or setting.
+_changes = 0
+
+
+def changes() -> int:
+    """A number that is another one whenever a network may have another structure than before."""
+    return _changes
+
+
+def _note_change() -> None:
+    global _changes
+    _changes += 1
+
+
 class NamedArrays(dict[str, Array]):
     """Arrays by name, where setting an entry writes into the array that is there.
 
@@ -251,6 +265,7 @@ class Layer:
             self._check_name(name)
         self._layers[name] = layer
         object.__setattr__(self, name, layer)
+        _note_change()
 
     def _names(self, registry: str) -> Any:
         try:
@@ -293,10 +308,13 @@ class Layer:
         else:
             known.get("_layers", {}).pop(name, None)
             object.__setattr__(self, name, value)
+            if not name.startswith("_"):
+                _note_change()
 
     def __delattr__(self, name: str) -> None:
         object.__delattr__(self, name)
         self._layers.pop(name, None)
+        _note_change()
         for names in (self._param_names, self._buffer_names):
             if name in names:
                 names.remove(name)
