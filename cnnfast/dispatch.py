@@ -248,6 +248,9 @@ def use(method: str) -> Iterator[None]:
 def trace() -> Iterator[list[Ran]]:
     """Record what really ran inside a ``with`` block, in order, in inner blocks too.
 
+    Of networks, what ran in one pass is one entry, such as ``conv + relu``, and in inference there
+    is a method ``blocked`` that no single operation has, for images blocked by channels.
+
     Examples
     --------
     >>> import numpy as np, cnnfast

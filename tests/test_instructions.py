@@ -27,7 +27,9 @@ ALLOWED = 1.05
 
 # What is counted, and how the functions that do the work begin.
 KERNELS = {
-    "conv2d 3x3, gemm": "gemm_",
+    "conv2d 3x3 and 1x1, gemm": "gemm_",
+    "conv2d 1x1, gemm": "gemm_blocks_",
+    "conv2d 3x3, blocked": "blocked_",
     "conv2d 3x3, winograd": "winograd_",
     "conv2d 3x3, depthwise": "depthwise_",
     "max_pool2d 2x2": "pool_",
@@ -40,6 +42,10 @@ import cnnfast
 x, w = np.ones((2, 32, 14, 14), np.float32), np.ones((32, 32, 3, 3), np.float32)
 cnnfast.conv2d(x, w, padding=1, method="gemm")
 cnnfast.conv2d(x, w, padding=1, method="winograd")
+v = np.ones((64, 128, 1, 1), np.float32)
+cnnfast.conv2d(np.ones((2, 128, 7, 7), np.float32), v, method="gemm")
+channels = {"groups": 32, "padding": 1}
+cnnfast.nn.Sequential(*(cnnfast.nn.Conv2d(32, 32, 3, **channels) for _ in range(3))).eval()(x)
 x = np.ones((2, 16, 28, 28), np.float32)
 cnnfast.conv2d(x, w[:16, :1].copy(), padding=1, groups=16, method="depthwise")
 cnnfast.max_pool2d(x, 2, method="engine")

@@ -4,6 +4,9 @@ In inference a convolution, the batch normalisation behind it and the ReLU behin
 convolution with other weights, kept in the form that the kernel wants until one of the arrays
 changes. In training a ReLU goes into the store of the convolution, or of the batch normalisation,
 in front of it.
+
+In inference such convolutions in a row, with the blocks that add their input to what some of them
+make of it, hand on images that nobody keeps, blocked by channels where that is faster.
 """
 
 from __future__ import annotations
