@@ -57,8 +57,10 @@ GENERIC_LEVEL: dict[str, tuple[list[str], int]] = {"generic": ([], 0)}
 
 ENGINE_SOURCES = [
     f"cnnfast/csrc/{name}.c"
-    for name in ("checksum", "engine_f32", "engine_f64", "memory", "workers")
-]
+    for name in (
+        "checksum", "engine_f32", "engine_f64", "half_f32", "half_f64", "memory", "workers"
+    )
+]  # fmt: skip
 INCLUDED = sorted(str(p) for p in Path("cnnfast/csrc").iterdir() if p.suffix in (".h", ".inc"))
 
 

@@ -487,24 +487,27 @@ cdef extern from "families.h" nogil:
 
     const family_f32 *find_f32 "family_f32"(const char *name)
     const family_f64 *find_f64 "family_f64"(const char *name)
+    const family_f32 *find_half_f32 "family_f32_half"(const char *name)
+    const family_f64 *find_half_f64 "family_f64_half"(const char *name)
 
 
 cdef class Product(Plan):
     """One of the products of a convolution, by one family of kernels.
 
     `sizes` are the members of ``struct conv``, `shape` is the result's, which may have fewer axes
-    than the kernel's, but as many elements.
+    than the kernel's, but as many elements. `half`: with vectors half as wide as the level's, if it
+    has such kernels.
     """
 
     cdef conv g
     cdef const family_f32 *f32
     cdef const family_f64 *f64
 
-    def __cinit__(self, str family, tuple sizes, bint double, tuple shape, *args):
+    def __cinit__(self, str family, tuple sizes, bint double, tuple shape, bint half, *args):
         cdef bytes name = family.encode()
         self.g = sizes_of(sizes)
-        self.f32 = find_f32(name)
-        self.f64 = find_f64(name)
+        self.f32 = find_half_f32(name) if half else find_f32(name)
+        self.f64 = find_half_f64(name) if half else find_f64(name)
         if self.f32 is NULL:
             raise ValueError(f"there is no family {family!r}")
 
@@ -526,7 +529,8 @@ cdef class Forward(Product):
 
     cdef double ceiling
 
-    def __init__(self, str family, tuple sizes, bint double, tuple shape, double ceiling=0):
+    def __init__(self, str family, tuple sizes, bint double, tuple shape, bint half,
+                 double ceiling=0):
         packed = self.packed(double) // (8 if double else 4)
         self.settle(double, (self.x(), self.w(), self.g.F, packed), (shape,))
         self.ceiling = ceiling
@@ -579,7 +583,7 @@ cdef class Forward(Product):
 cdef class BackwardInput(Product):
     """dx of (dy, w, b), where b, with an element for each channel of dx, may be None."""
 
-    def __init__(self, str family, tuple sizes, bint double, tuple shape):
+    def __init__(self, str family, tuple sizes, bint double, tuple shape, bint half):
         self.settle(double, (self.y(), self.w(), self.g.C), (shape,))
 
     def scratch(self, int threads) -> int:
@@ -599,7 +603,7 @@ cdef class BackwardInput(Product):
 cdef class BackwardWeights(Product):
     """dw of (dy, x)."""
 
-    def __init__(self, str family, tuple sizes, bint double, tuple shape):
+    def __init__(self, str family, tuple sizes, bint double, tuple shape, bint half):
         self.settle(double, (self.y(), self.x()), (shape,))
 
     def scratch(self, int threads) -> int:

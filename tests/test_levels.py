@@ -29,7 +29,8 @@ import pytest
 from cases import CASES, FLOATS, Case
 
 import cnnfast
-from cnnfast import compiled
+from cnnfast import compiled, geometry
+from cnnfast.methods import widths
 
 PAGE = mmap.PAGESIZE
 if sys.platform == "linux":
@@ -95,9 +96,14 @@ def operations(family: str) -> list[str]:
     return [op for op in OPERATIONS if belongs[op] == family]
 
 
-def run_all(family: str, level: str) -> None:
-    """Every case of the operations, by every method of the engine that serves it."""
+def run_all(family: str, level: str, half: bool | None) -> None:
+    """Every case of the operations, by every method of the engine that serves it.
+
+    `half`: whether with vectors half as wide, if that is not left to `widths`.
+    """
     assert compiled.isa() == level
+    if half is not None:
+        widths.half = lambda *_: half
     ran: Counter[tuple[str, str]] = Counter()
     for op in operations(family):
         for method in methods(op):
@@ -153,11 +159,19 @@ def python(program: str) -> subprocess.CompletedProcess[str]:
 
 @needs_red_zones
 @pytest.mark.skipif(compiled.isa() is None, reason="there is no engine")
-@pytest.mark.parametrize("level", compiled.isa_levels())
-@pytest.mark.parametrize("family", FAMILIES)
-def test_level(family: str, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("level", "family", "half"),
+    [
+        (level, family, half)
+        for level in compiled.isa_levels()
+        for family in FAMILIES
+        # Where there are two widths, each by itself.
+        for half in ([False, True] if level == "x86-64-v4" and "conv" in family else [None])
+    ],
+)
+def test_level(family: str, level: str, half: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CNNFAST_ISA", level)
-    done = python(f"import test_levels as t; t.run_all({family!r}, {level!r})")
+    done = python(f"import test_levels as t; t.run_all({family!r}, {level!r}, {half})")
     last = done.stdout.splitlines()[-1:] or ["nothing had run"]
     assert done.returncode == 0, f"the last case was {last[0]}\n{done.stderr[-2000:]}"
     assert " runs" in last[0]
@@ -182,3 +196,30 @@ print(at[{place}], flush=True)
     done = python(program)
     assert done.stdout == "5.0\n"
     assert done.returncode == -signal.SIGSEGV
+
+
+@pytest.mark.parametrize(
+    ("method", "product", "channels", "filters", "size", "kernel", "expected"),
+    [
+        ("gemm", "forward", 64, 64, 32, 3, False),
+        ("gemm", "forward", 64, 64, 24, 3, True),  # 24 pixels are 3 half vectors, or 2 whole ones
+        ("gemm", "backward_weights", 64, 8, 32, 3, True),  # 8 filters: half of a vector
+        ("gemm", "backward_weights", 256, 256, 14, 1, False),
+        ("gemm", "backward_weights", 16, 96, 14, 1, True),
+        ("winograd", "forward", 64, 8, 32, 3, True),
+        ("winograd", "forward", 64, 64, 24, 3, False),
+        ("winograd", "backward_weights", 64, 64, 24, 3, False),
+        ("winograd", "backward_weights", 8, 64, 24, 3, True),
+        ("direct", "backward_weights", 3, 64, 32, 3, True),
+        ("depthwise", "forward", 32, 32, 28, 3, False),  # a row in two vectors
+        ("depthwise", "forward", 32, 32, 56, 3, True),
+        ("depthwise", "backward_input", 32, 32, 7, 3, True),
+    ],
+)
+def test_half_the_width_where_lanes_would_be_wasted(
+    method: str, product: str, channels: int, filters: int, size: int, kernel: int, expected: bool
+) -> None:
+    groups = channels if method == "depthwise" else 1
+    shapes = (1, channels, size, size), (filters, channels // groups, kernel, kernel)
+    g = geometry.convolution("conv2d", 2, *shapes, 1, kernel // 2, 1, groups)
+    assert widths.half(method, product, g, double=False) is expected

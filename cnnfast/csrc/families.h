@@ -41,4 +41,13 @@ struct family_f64 {
 const struct family_f32 *family_f32(const char *name);
 const struct family_f64 *family_f64(const char *name);
 
+/* The same with vectors half as wide, where the level has such kernels too; else those above. */
+#if CNNFAST_VECTOR_BYTES == 64
+const struct family_f32 *family_f32_half(const char *name);
+const struct family_f64 *family_f64_half(const char *name);
+#else
+#define family_f32_half family_f32
+#define family_f64_half family_f64
+#endif
+
 #endif

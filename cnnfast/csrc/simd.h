@@ -21,13 +21,18 @@
 #if REAL_BITS == 32
 typedef float real;
 typedef int32_t real_bits;
-#define KERNEL(name) name##_f32
 #elif REAL_BITS == 64
 typedef double real;
 typedef int64_t real_bits;
-#define KERNEL(name) name##_f64
 #else
 #error "define REAL_BITS as 32 or 64"
+#endif
+
+/* The name of what other files call. */
+#if !defined(KERNEL) && REAL_BITS == 32
+#define KERNEL(name) name##_f32
+#elif !defined(KERNEL)
+#define KERNEL(name) name##_f64
 #endif
 
 #if defined(__GNUC__)
@@ -49,7 +54,7 @@ typedef int64_t real_bits;
 #endif
 
 /* How many vectors the processor holds at once, which bounds the tiles of the kernels. */
-#if CNNFAST_VECTOR_BYTES == 64 || defined(__aarch64__)
+#if defined(__AVX512VL__) || defined(__aarch64__)
 #define VECTOR_REGISTERS 32
 #else
 #define VECTOR_REGISTERS 16

@@ -13,6 +13,7 @@ import numpy as np
 
 from cnnfast import compiled
 from cnnfast.geometry import Convolution, Shape
+from cnnfast.methods import widths
 from cnnfast.methods.base import Arrays, Call, ConvolutionMethod, Plan, apart, contiguous
 from cnnfast.threads import get_num_threads
 
@@ -70,12 +71,13 @@ class EngineConvolution(ConvolutionMethod):
         `shape` is the result's, where it is not the one that images have. With a `ceiling` other
         than 0, which is for "forward", the result is cut off there and at 0.
         """
-        engine, family = compiled.engine(), self.family(product, g)
+        engine, half = compiled.engine(), widths.half(self.name, product, g, double)
+        given = self.family(product, g), sizes(g), double
         if product == "forward":
-            return engine.Forward(family, sizes(g), double, shape or g.y_shape, ceiling)
+            return engine.Forward(*given, shape or g.y_shape, half, ceiling)
         if product == "backward_input":
-            return engine.BackwardInput(family, sizes(g), double, shape or g.x_shape)
-        return engine.BackwardWeights(family, sizes(g), double, shape or g.w_shape)
+            return engine.BackwardInput(*given, shape or g.x_shape, half)
+        return engine.BackwardWeights(*given, shape or g.w_shape, half)
 
     def forward(self, g: Convolution, x: Any, w: Any) -> Any:
         return self.conv2d(g, x, w, None)
