@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
@@ -27,7 +28,8 @@ sys.path.insert(0, str(ROOT))
 
 from cnnfast import plots  # noqa: E402
 from cnnfast.benchmark import Result, Standing, against, geometric_mean, standings  # noqa: E402
-from cnnfast.suites import SUITES  # noqa: E402
+from cnnfast.methods.winograd import axis  # noqa: E402
+from cnnfast.suites import SUITES, Case  # noqa: E402
 
 BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
 PEERS = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime", "scipy": "SciPy"}
@@ -157,6 +159,50 @@ def _ms(r: Result) -> str:
     return f"{1e3 * (r.seconds or 0):.3g}"
 
 
+def spared(case: Case) -> float:
+    """How many times fewer multiplications the fastest algorithm here has than the definition."""
+    if case.options["groups"] == case.shapes["x"][1]:
+        return 1.0
+    stride, dilation = case.options["stride"], case.options["dilation"]
+    axes = [(k, axis(k, stride, dilation)) for k in case.shapes["w"][2:]]
+    return max(1.0, math.prod(k * a.outputs / (a.points * a.pieces) for k, a in axes))
+
+
+def bounds(figures: Figures, peer: str) -> str:
+    """How far the peer could be beaten on all convolutions, by a kernel without flaw."""
+    cases = {(c.name, c.phase): c for own in SUITES.values() for c in own if "w" in c.shapes}
+    found: dict[str, dict[tuple[str, int], list[tuple[float, float]]]] = {}
+    for results in figures.suites.values():
+        for ours, theirs in against(results, peer):
+            case = cases.get((ours.case, ours.phase))
+            if case is None or "conv2d" not in case.op or None in (ours.of_fma, ours.of_copy):
+                continue
+            share = max((ours.of_fma or 0.0) / spared(case), min(ours.of_copy or 0.0, 1.0))
+            ratio = _ratio(theirs, ours)
+            cells = found.setdefault(ours.phase, {})
+            cells.setdefault((ours.dtype, ours.threads), []).append((ratio, ratio / share))
+    if not found:
+        return ""
+    wanted = sorted({key for cells in found.values() for key in cells})
+    rows = [
+        [phase, *(_reached(cells.get(key, [])) for key in wanted)] for phase, cells in found.items()
+    ]
+    words = (
+        f"Times as fast as {PEERS[peer]} on all convolutions, in the geometric mean, and what a "
+        "kernel would reach that wastes nothing: at the measured peak of multiply-adds, with as few "
+        "multiplications as Winograd's tiles need and their transforms for nothing, or at the speed "
+        "of a copy of its inputs and outputs where that takes longer:"
+    )
+    return f"{words}\n\n{table(['', *(heading(*key) for key in wanted)], rows)}"
+
+
+def _reached(pairs: Sequence[tuple[float, float]]) -> str:
+    if not pairs:
+        return ""
+    reached, most = (geometric_mean(values) for values in zip(*pairs, strict=True))
+    return f"{reached:.2f} of {most:.2f}"
+
+
 def peaks(figures: Figures) -> str:
     """The measured limits of the machine in words."""
     words = []
@@ -242,7 +288,8 @@ def details(figures: Figures) -> str:
     """What docs/performance.md shows: the losses by name."""
     parts = [f"Measured on {where(figures)}; [every layer](figures.md).", peaks(figures)]
     for peer in figures.peers:
-        parts += [f"Against {PEERS[peer]}:", summary(figures, peer), losses(figures, peer)]
+        parts += [f"Against {PEERS[peer]}:", summary(figures, peer), bounds(figures, peer)]
+        parts.append(losses(figures, peer))
     parts.append(regrets(figures))
     return "\n\n".join(part for part in parts if part)
 

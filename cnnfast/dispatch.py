@@ -63,7 +63,7 @@ _COMPILED = ("engine", "portable", "naive")
 
 TABLE: dict[str, tuple[str, ...]] = {
     **{
-        f"{op}{n}d{backward}": _CONVOLUTION[2 - n :]  # a signal has no tiles for winograd
+        f"{op}{n}d{backward}": _CONVOLUTION
         for op in ("conv", "conv_transpose")
         for n in (1, 2)
         for backward in ("", "_backward")

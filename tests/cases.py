@@ -225,6 +225,30 @@ _CONV2D: list[tuple[str, Shape, Shape, Options]] = [
     ("tiles, many channels", (1, 259, 3, 5), (2, 259, 3, 3), {"padding": 1}),
     ("tiles, many filters", (1, 2, 5, 5), (67, 2, 3, 3), {"padding": 1}),
     ("tiles of many images", (70, 1, 5, 6), (1, 1, 3, 3), {"padding": 1, "b": None}),
+    # Windows of every number of taps that tiles are made for, and of those that are cut in pieces.
+    *(
+        (f"tiles for {m} x {n} taps", (2, 3, 13, 11), (5, 3, m, n), {"padding": (m // 2, n // 2)})
+        for m, n in ((2, 2), (4, 4), (5, 5), (7, 7), (3, 5), (6, 2), (1, 7), (9, 1), (11, 3))
+    ),
+    ("tiles for 5 x 5 taps, one output", (1, 2, 5, 5), (3, 2, 5, 5), {}),
+    ("tiles for 7 x 7 taps, many channels", (1, 35, 4, 6), (19, 35, 7, 7), {"padding": 3}),
+    ("tiles for 7 x 7 taps, channels in chunks", (1, 67, 3, 2), (2, 67, 7, 7), {"padding": 3}),
+    ("tiles, dilation", (2, 3, 9, 70), (4, 3, 3, 3), {"padding": 2, "dilation": 2}),
+    ("tiles, dilation over image", (1, 2, 3, 4), (2, 2, 3, 3), {"padding": 5, "dilation": 5}),
+    (
+        "tiles, dilation of columns, pieces",
+        (1, 18, 6, 23),
+        (3, 18, 2, 7),
+        {"padding": (1, 9), "dilation": (1, 3)},
+    ),
+    ("tiles, stride", (2, 3, 17, 19), (5, 3, 5, 5), {"padding": 2, "stride": 2}),
+    ("tiles, stride, pieces", (1, 2, 24, 30), (3, 2, 11, 9), {"padding": 3, "stride": (4, 1)}),
+    (
+        "tiles, stride, groups",
+        (2, 38, 9, 8),
+        (6, 19, 4, 3),
+        {"padding": ((1, 2), (0, 1)), "stride": (3, 2), "groups": 2},
+    ),
     ("depthwise, wide", (1, 3, 9, 37), (3, 1, 3, 3), {"padding": 1, "groups": 3}),
     (
         "depthwise, stride",
@@ -262,6 +286,8 @@ _CONV1D: list[tuple[str, Shape, Shape, Options]] = [
     ("depthwise", (2, 5, 7), (5, 1, 3), {"groups": 5}),
     ("no bias", (2, 2, 6), (3, 2, 2), {"b": None}),
     ("batch 0", (0, 2, 5), (3, 2, 3), {}),
+    ("tiles in segments", (2, 17, 70), (18, 17, 3), {"padding": 1}),
+    ("tiles in pieces", (2, 3, 41), (4, 3, 9), {"padding": 4}),
     *((f"length {n}", (1, 2, n), (2, 2, 3), {"padding": 1}) for n in WIDTHS),
 ]
 

@@ -27,7 +27,9 @@ import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from math import prod
 from typing import Any
 from unittest import mock
@@ -158,13 +160,14 @@ def _terms(case: Case, arguments: dict[str, Any]) -> Arrays:
 _TRANSFORMS = 48
 
 
-def toom_cook(points: tuple[float, ...], outputs: int) -> tuple[np.ndarray, ...]:
-    """Matrices with ``y = A.T @ ((G @ w) * (B @ x))`` for windows of three, and a last infinity."""
-    n = outputs + 2
-    A, G, B = np.zeros((n, outputs)), np.zeros((n, 3)), np.zeros((n, n))
+def toom_cook(points: tuple[float, ...], outputs: int, taps: int) -> tuple[np.ndarray, ...]:
+    """Matrices with ``y = A.T @ ((G @ w) * (B @ x))``, for these points and a last infinity."""
+    n = outputs + taps - 1
+    assert len(points) == n - 1
+    A, G, B = np.zeros((n, outputs)), np.zeros((n, taps)), np.zeros((n, n))
     for k, p in enumerate(points):
         others = [q for q in points if q != p]
-        G[k] = np.power(p, range(3)) / np.prod(np.subtract(p, others))
+        G[k] = np.power(p, range(taps)) / np.prod(np.subtract(p, others))
         A[k] = np.power(p, range(outputs))
         B[k, :-1] = np.poly(others)[::-1]
     A[-1, -1] = G[-1, -1] = 1
@@ -173,93 +176,220 @@ def toom_cook(points: tuple[float, ...], outputs: int) -> tuple[np.ndarray, ...]
 
 
 _ROOT = 0.5**0.5
-_TILES = {
-    2: toom_cook((0.0, 1.0, -1.0), 2),
-    4: toom_cook((0.0, _ROOT, -_ROOT, 2 * _ROOT, -2 * _ROOT), 4),
-}
+_FOUR, _SIX = (0.0, 1.0, -1.0), (0.0, _ROOT, -_ROOT, 2 * _ROOT, -2 * _ROOT)
+_Matrices = tuple[np.ndarray, ...]
+
+
+def _tile(taps: int, few: bool) -> _Matrices:
+    """The matrices of one dimension: tiles of six points, or four; of one where it has one tap."""
+    if taps == 1:
+        return (np.ones((1, 1)),) * 3
+    points = _FOUR if few else _SIX
+    return toom_cook(points, len(points) + 2 - taps, taps)
+
+
+class Plain:
+    """A convolution as one at stride 1, without padding, dilation and large windows.
+
+    The combs of a dilation are further images. The pieces of a window, which are the phases of the
+    stride and blocks of taps, are further channels.
+    """
+
+    def __init__(self, kernel: Any, stride: Any, dilation: Any, pads: Any, out: Any) -> None:
+        self.kernel, self.stride, self.dilation = tuple(kernel), stride, dilation
+        self.start, self.out = [-int(p) for p in pads], tuple(out)
+        counts = [-(-k // s) for k, s in zip(kernel, stride, strict=True)]
+        blocks = [1 if n <= 5 else -(-n // 4) for n in counts]
+        self.taps = [-(-n // b) for n, b in zip(counts, blocks, strict=True)]
+        self.pieces = [
+            [(p + s * r * b) for b in range(n) for p in range(min(s, k))]
+            for k, s, r, n in zip(self.kernel, stride, self.taps, blocks, strict=True)
+        ]
+        plain = (self.kernel, tuple(stride), tuple(dilation)) == ((3, 3), (1, 1), (1, 1))
+        self.tiles = [
+            [_tile(r, few) for r in self.taps] for few in ((False, True) if plain else (False,))
+        ]
+
+    def _picked(self, piece: tuple[int, int]) -> Any:
+        """Where its taps are in the window, as an index of two dimensions, and among its own."""
+        found = [
+            range(p, k, s)[:r]
+            for p, k, s, r in zip(piece, self.kernel, self.stride, self.taps, strict=True)
+        ]
+        inner = tuple(slice(len(f)) for f in found)
+        return (..., *(slice(f.start, f.stop, f.step) for f in found)), (..., *inner)
+
+    def weights(self, w: np.ndarray) -> np.ndarray:
+        """(..., C, KH, KW) as (..., pieces * C, rows, columns)."""
+        parts = []
+        for piece in product(*self.pieces):
+            outer, inner = self._picked(piece)
+            part = np.zeros((*w.shape[:-2], *self.taps))
+            part[inner] = w[outer]
+            parts.append(part)
+        return np.concatenate(parts, -3)
+
+    def of_weights(self, plain: np.ndarray) -> np.ndarray:
+        """The way back, from the gradient."""
+        parts = np.split(plain, len(self.pieces[0]) * len(self.pieces[1]), -3)
+        w = np.zeros((*parts[0].shape[:-2], *self.kernel))
+        for piece, part in zip(product(*self.pieces), parts, strict=True):
+            outer, inner = self._picked(piece)
+            w[outer] = part[inner]
+        return w
+
+    def combs(self) -> Iterator[tuple[int, int]]:
+        return product(*map(range, self.dilation))
+
+    def image(self, x: np.ndarray, comb: tuple[int, int], size: list[int]) -> np.ndarray:
+        """x (N, groups, C, H, W) as it is read for `size` outputs: (N, groups, pieces * C, ...)."""
+        parts = []
+        for piece in product(*self.pieces):
+            part = x
+            for axis in (0, 1):
+                step = self.stride[axis] * self.dilation[axis]
+                first = self.start[axis] + comb[axis] + piece[axis] * self.dilation[axis]
+                at = first + step * np.arange(size[axis] + self.taps[axis] - 1)
+                inside = (at >= 0) & (at < x.shape[3 + axis])
+                part = np.take(part, np.where(inside, at, 0), 3 + axis)
+                part = np.where(inside.reshape((-1, 1) if axis == 0 else (1, -1)), part, 0)
+            parts.append(part)
+        return np.concatenate(parts, 2)
 
 
 def winograd_scales(case: Case) -> Arrays:
     """The errors of the products of one case, for the worst tiles there are, in units of eps."""
     arguments = case.arguments()
     x, w = (np.abs(arguments[name]) for name in ("x", "w"))
-    groups, padding = arguments.get("groups", 1), arguments.get("padding", 0)
+    if x.ndim == 3:
+        arguments = {**arguments, "dy": np.expand_dims(arguments.get("dy", x), 2)}
+        x, w = np.expand_dims(x, 2), np.expand_dims(w, 2)
+    groups = arguments.get("groups", 1)
+    stride, dilation = (_pair(arguments.get(name, 1), case) for name in ("stride", "dilation"))
+    padding = arguments.get("padding", 0)
     if isinstance(padding, str):
-        padding = 1 if padding == "same" else 0
-    pads = np.array(naive._pairs(padding, 2))
+        spans = [d * (k - 1) for d, k in zip(dilation, w.shape[2:], strict=True)]
+        pads = [n // 2 if padding == "same" else 0 for n in spans]
+    elif "1d" in case.op:
+        pads = [0, naive._pairs(padding, 1)[0][0]]
+    else:
+        pads = [before for before, _ in naive._pairs(padding, 2)]
+    bound = _Bound(groups, stride, dilation, pads)
     with np.errstate(all="ignore"):
         if not case.op.endswith("_backward"):
-            by = _tiled_transposed if "transpose" in case.op else _tiled
+            by = bound.transposed if "transpose" in case.op else bound.forward
             shape = expected(case, np.float64)[0].shape
-            return (by(x, w, pads, groups, shape),)
+            return (by(x, w, (*shape[:2], *((1, *shape[2:])[-2:]))).reshape(shape),)
         dy, needs = np.abs(arguments["dy"]), arguments.get("needs", "xwb")
-        by, images = (_tiled, (x, dy)) if "transpose" in case.op else (_tiled_transposed, (dy, x))
+        transpose = "transpose" in case.op
+        by = bound.forward if transpose else bound.transposed
+        images = (x, dy) if transpose else (dy, x)
+        shapes = {name: np.shape(case.arguments()[name]) for name in ("x", "w")}
         return (
-            by(dy, w, pads, groups, x.shape) if "x" in needs else None,
-            _tiled_weights(*images, pads, groups) if "w" in needs else None,
+            by(dy, w, x.shape).reshape(shapes["x"]) if "x" in needs else None,
+            bound.weights(*images, w.shape[2:]).reshape(shapes["w"]) if "w" in needs else None,
             np.zeros(()) if "b" in needs else None,
         )
 
 
-def _shifted(shape: tuple[int, ...]) -> Iterator[tuple[int, int, int, tuple[int, int]]]:
-    """Every way to lay tiles over an image: their size, the first one's corner, how many."""
-    for m in _TILES:
-        for top, left in np.ndindex(m, m):
-            yield m, top, left, (-(-(shape[-2] + top) // m), -(-(shape[-1] + left) // m))
+def _pair(value: Any, case: Case) -> tuple[int, int]:
+    values = (
+        tuple(value) if isinstance(value, (tuple, list)) else (value,) * (2 - ("1d" in case.op))
+    )
+    return (1, *values)[-2:]
 
 
-def _tiles(x: np.ndarray, top: int, left: int, m: int, size: int, count: Any) -> np.ndarray:
-    """Tiles (N, C, rows, columns, size, size), m apart, from (-top, -left) on; zeros outside."""
-    rows, columns = ((n - 1) * m + size for n in count)
-    x = x[:, :, max(-top, 0) :, max(-left, 0) :]
-    top, left = max(top, 0), max(left, 0)
-    bottom, right = max(rows - top - x.shape[2], 0), max(columns - left - x.shape[3], 0)
-    x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))[:, :, :rows, :columns]
-    return np.lib.stride_tricks.sliding_window_view(x, (size, size), (2, 3))[:, :, ::m, ::m]
+@dataclass(frozen=True)
+class _Bound:
+    """The three products of a convolution, of magnitudes, by every tiling."""
+
+    groups: int
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    pads: Any
+
+    def forward(self, x: np.ndarray, w: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        plain = Plain(w.shape[2:], self.stride, self.dilation, self.pads, shape[2:])
+        return self._tiled(plain, x, w, shape)
+
+    def transposed(self, dy: np.ndarray, w: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """The gradient by x at stride 1, a convolution of dy by the weights turned about."""
+        F, Cg = w.shape[:2]
+        turned = w[:, :, ::-1, ::-1].reshape(self.groups, F // self.groups, Cg, *w.shape[2:])
+        turned = turned.swapaxes(1, 2).reshape(-1, F // self.groups, *w.shape[2:])
+        spans = [d * (k - 1) for d, k in zip(self.dilation, w.shape[2:], strict=True)]
+        pads = np.subtract(spans, self.pads)
+        plain = Plain(w.shape[2:], (1, 1), self.dilation, pads, shape[2:])
+        return self._tiled(plain, dy, turned, shape)
+
+    def _tiled(self, plain: Plain, x: np.ndarray, w: np.ndarray, shape: Any) -> np.ndarray:
+        N, F, *out = shape
+        worst = np.zeros((N, self.groups, F // self.groups, *out))
+        x = x.reshape(N, self.groups, x.shape[1] // self.groups, *x.shape[2:])
+        w = plain.weights(w.reshape(self.groups, F // self.groups, *w.shape[1:]))
+        for comb in plain.combs():
+            teeth = (..., *(slice(c, None, d) for c, d in zip(comb, plain.dilation, strict=True)))
+            size = list(worst[teeth].shape[-2:])
+            if not all(size):
+                continue
+            image = plain.image(x, comb, size)
+            for (A, G, B), (C, H, D), corner, count in _shifted(plain, size):
+                A, G, B, C, H, D = map(np.abs, (A, G, B, C, H, D))
+                d = _tiles(image, corner, (A.shape[1], C.shape[1]), (len(B), len(D)), count)
+                m = np.einsum("gfcpq,ngcstpq->ngfstpq", G @ w @ H.T, B @ d @ D.T)
+                y = (A.T @ m @ C).swapaxes(-3, -2)
+                y = y.reshape(*worst.shape[:3], count[0] * A.shape[1], count[1] * C.shape[1])
+                y = y[..., corner[0] :, corner[1] :][..., : size[0], : size[1]]
+                worst[teeth] = np.fmax(worst[teeth], y)
+        return (w.shape[2] + _TRANSFORMS) * worst.reshape(shape)
+
+    def weights(self, dy: np.ndarray, x: np.ndarray, kernel: tuple[int, int]) -> np.ndarray:
+        """The gradient by w, which is a sum over all tiles of all images."""
+        N, F, *out = dy.shape
+        plain = Plain(kernel, self.stride, self.dilation, self.pads, out)
+        dy = dy.reshape(N, self.groups, F // self.groups, *out)
+        x = x.reshape(N, self.groups, x.shape[1] // self.groups, *x.shape[2:])
+        sums: dict[Any, Any] = {}
+        terms: dict[Any, int] = {}
+        for comb in plain.combs():
+            teeth = (..., *(slice(c, None, d) for c, d in zip(comb, plain.dilation, strict=True)))
+            size = list(dy[teeth].shape[-2:])
+            if not all(size):
+                continue
+            image = plain.image(x, comb, size)
+            for (A, G, B), (C, H, D), corner, count in _shifted(plain, size):
+                key = (len(A), corner)
+                A, G, B, C, H, D = map(np.abs, (A, G, B, C, H, D))
+                steps = (A.shape[1], C.shape[1])
+                d = _tiles(image, corner, steps, (len(B), len(D)), count)
+                e = _tiles(dy[teeth], corner, steps, steps, count)
+                m = np.einsum("ngfstpq,ngcstpq->gfcpq", A @ e @ C.T, B @ d @ D.T)
+                sums[key] = sums.get(key, 0) + G.T @ m @ H
+                terms[key] = terms.get(key, 0) + N * prod(count)
+        worst: Any = 0.0
+        for total in sums.values():
+            worst = np.fmax(worst, total)
+        worst = plain.of_weights(worst).reshape(F, -1, *kernel)
+        return (max(terms.values()) + _TRANSFORMS) * worst
 
 
-def _tiled(
-    x: np.ndarray, w: np.ndarray, pads: np.ndarray, groups: int, shape: tuple[int, ...]
-) -> np.ndarray:
-    """Of a convolution, whose result has this shape."""
-    N, F, OH, OW = shape
-    worst = np.zeros(shape)
-    w = w.reshape(groups, F // groups, *w.shape[1:])
-    for m, top, left, count in _shifted(shape):
-        A, G, B = map(np.abs, _TILES[m])
-        d = _tiles(x, pads[0, 0] + top, pads[1, 0] + left, m, m + 2, count)
-        d = d.reshape(N, groups, x.shape[1] // groups, *d.shape[2:])
-        product = np.einsum("gfcpq,ngcstpq->ngfstpq", G @ w @ G.T, B @ d @ B.T)
-        y = (A.T @ product @ A).swapaxes(-3, -2)
-        y = y.reshape(N, F, m * count[0], m * count[1])
-        np.fmax(worst, y[:, :, top : top + OH, left : left + OW], out=worst)
-    return (w.shape[2] + _TRANSFORMS) * worst
+def _shifted(plain: Plain, size: list[int]) -> Iterator[tuple[Any, Any, Any, Any]]:
+    """Every way to lay tiles over an image: their matrices, the first one's corner, how many."""
+    for down, along in plain.tiles:
+        steps = down[0].shape[1], along[0].shape[1]
+        for corner in np.ndindex(*steps):
+            count = [-(-(n + c) // m) for n, c, m in zip(size, corner, steps, strict=True)]
+            yield down, along, corner, count
 
 
-def _tiled_transposed(
-    dy: np.ndarray, w: np.ndarray, pads: np.ndarray, groups: int, shape: tuple[int, ...]
-) -> np.ndarray:
-    """Of the gradient by x, which is a convolution of dy by the weights turned about."""
-    F, Cg = w.shape[:2]
-    turned = w[:, :, ::-1, ::-1].reshape(groups, F // groups, Cg, 3, 3).swapaxes(1, 2)
-    return _tiled(dy, turned.reshape(-1, F // groups, 3, 3), 2 - pads, groups, shape)
-
-
-def _tiled_weights(dy: np.ndarray, x: np.ndarray, pads: np.ndarray, groups: int) -> np.ndarray:
-    """Of the gradient by w, which is a sum over all tiles of all images."""
-    N, F = dy.shape[:2]
-    worst: Any = 0.0
-    terms = 0
-    for m, top, left, count in _shifted(dy.shape):
-        A, G, B = map(np.abs, _TILES[m])
-        d = _tiles(x, pads[0, 0] + top, pads[1, 0] + left, m, m + 2, count)
-        d = d.reshape(N, groups, x.shape[1] // groups, *d.shape[2:])
-        e = _tiles(dy, top, left, m, m, count).reshape(N, groups, F // groups, *count, m, m)
-        product = np.einsum("ngfstpq,ngcstpq->gfcpq", A @ e @ A.T, B @ d @ B.T)
-        dw = G.T @ product @ G
-        worst = np.fmax(worst, dw.reshape(F, x.shape[1] // groups, 3, 3))
-        terms = max(terms, N * prod(count))
-    return (terms + _TRANSFORMS) * worst
+def _tiles(x: np.ndarray, corner: Any, steps: Any, size: Any, count: Any) -> np.ndarray:
+    """Tiles (..., rows, columns, *size), `steps` apart, the first `corner` before x; zeros outside."""
+    whole = [(n - 1) * m + k for n, m, k in zip(count, steps, size, strict=True)]
+    after = [max(n - c - have, 0) for n, c, have in zip(whole, corner, x.shape[-2:], strict=True)]
+    pads = [(0, 0)] * (x.ndim - 2) + list(zip(corner, after, strict=True))
+    x = np.pad(x, pads)[..., : whole[0], : whole[1]]
+    windows = np.lib.stride_tricks.sliding_window_view(x, tuple(size), (-2, -1))
+    return windows[..., :: steps[0], :: steps[1], :, :]
 
 
 # Errors of the operations that are not linear, to first order, in units of eps. Each function takes

@@ -60,7 +60,7 @@ def test_methods_by_name() -> None:
     orders = {
         ("gemm", "im2col", "portable", "toeplitz", "naive"): ("conv1d", "conv2d_backward"),
         ("winograd", "depthwise", "gemm", "portable"): ("conv2d", "conv_transpose2d_backward"),
-        ("depthwise", "gemm", "naive"): ("conv1d_backward", "conv_transpose1d"),
+        ("winograd", "depthwise", "gemm", "naive"): ("conv1d_backward", "conv_transpose1d"),
         ("engine", "cython", "portable", "naive"): ("max_pool2d", "avg_pool1d_backward"),
         ("cython", "portable", "naive"): ("col2im", "dilate1d"),
         ("engine", "portable", "naive"): ("relu", "linear_backward"),
@@ -69,7 +69,6 @@ def test_methods_by_name() -> None:
     for order, ops in orders.items():
         for op in ops:
             assert tuple(m for m in cnnfast.methods(op) if m in order) == order
-    assert "winograd" not in cnnfast.methods("conv1d")
 
 
 @pytest.mark.parametrize("op", ["conv3d", "", "methods", "conv2D", None, 3, ["conv2d"]])
@@ -446,11 +445,11 @@ def test_explain_counts_large_calls_exactly() -> None:
 
 @needs_compiled
 def test_explain_says_why() -> None:
-    e = cnnfast.explain("conv2d", X, W)
+    e = cnnfast.explain("conv2d", X, W, stride=(2, 3))
     assert e.method == "gemm"
     assert "first in order of preference" in e.reason
     assert set(e.rejected) == set(cnnfast.methods("conv2d")) - {"gemm"}
-    assert e.rejected["winograd"].startswith("it is for 3x3 windows")
+    assert e.rejected["winograd"].startswith("it is for windows of more taps than the stride")
     assert e.rejected["depthwise"] == "it is for one channel per group, not 9"
     for name in set(e.rejected) - set(checks.SOME):
         assert "could serve" in e.rejected[name] and "gemm" in e.rejected[name]
@@ -602,6 +601,13 @@ _BIG = [
         "depthwise",
         {"x": (2, 128, 90, 90), "w": (128, 1, 3, 3)},
         {"padding": 1, "groups": 128},
+    ),
+    Case("conv2d", "pieces", {"x": (1, 512, 9, 33), "w": (48, 512, 7, 7)}, {"padding": 3}),
+    *_each_gradient(
+        "conv2d_backward",
+        "pieces",
+        {"dy": (1, 48, 9, 33), "x": (1, 512, 9, 33), "w": (48, 512, 7, 7)},
+        padding=3,
     ),
     *_each_gradient(
         "conv2d_backward",

@@ -91,6 +91,32 @@ def test_the_report_writes_tables_between_the_markers(tmp_path: Path) -> None:
     assert "75% copy" in layers
 
 
+def test_the_report_says_what_could_be_reached() -> None:
+    report = script("report")
+    cases = {(c.name, c.phase): c for own in report.SUITES.values() for c in own}
+    spared = {
+        "16x64x32x32, 64 of 3x3": 4.0,  # 16 outputs of 144 products from 36
+        "16x32x28x28, 64 of 5x5": 25 / 9,
+        "1x128x17x17, 192 of 1x7": 7 * 3 / 12,  # two pieces of six points for three outputs
+        "8x512x14x14, 512 of 3x3, stride 2": 1.5625,  # two of two taps: 9 * 25 / (4 * 36)
+        "1x576x14x14, depthwise 3x3, stride 2": 1.0,
+        "1x64x56x56, 256 of 1x1": 1.0,
+    }
+    for name, times in spared.items():
+        assert report.spared(cases[name, "forward"]) == pytest.approx(times), name
+    layer = Result(
+        "16x64x32x32, 64 of 3x3", "conv2d", "forward", "float32", 1, "auto", agrees=True,
+        seconds=2e-3, of_fma=2.0, of_copy=0.1,
+    )  # fmt: skip
+    peer = replace(layer, method="torch", peer=True, seconds=6e-3)
+    slow = replace(layer, case="1x64x56x56, 256 of 1x1", seconds=4e-3, of_fma=0.1, of_copy=0.25)
+    figures = report.Figures([])
+    figures.suites["vgg"] = [layer, peer, slow, replace(slow, method="torch", peer=True)]
+    # Three times as fast at half of what is possible, and as fast at a quarter.
+    assert "| forward | 1.73 of 4.90 |" in report.bounds(figures, "torch")
+    assert report.bounds(report.Figures([]), "torch") == ""
+
+
 @needs_matplotlib
 def test_the_report_draws_a_chart(tmp_path: Path) -> None:
     report = script("report")

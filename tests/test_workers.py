@@ -34,6 +34,8 @@ def calls(dtype: Any) -> dict[str, Call]:
         "first": ((20, 3, 33, 31), (25, 3, 3, 3), {"padding": 1, "stride": 2}),
         "depthwise": ((4, 40, 29, 27), (40, 1, 3, 3), {"padding": 1, "groups": 40}),
         "one image": ((1, 48, 40, 40), (64, 48, 3, 3), {"padding": 1}),
+        "pieces": ((3, 20, 17, 19), (33, 20, 7, 7), {"padding": 3}),
+        "dilation": ((4, 17, 21, 18), (21, 17, 3, 3), {"padding": 2, "dilation": 2}),
     }
     for name, (x_shape, w_shape, options) in layers.items():
         x, w, b = (normal(*s, dtype=dtype) for s in (x_shape, w_shape, w_shape[:1]))
@@ -47,11 +49,18 @@ def calls(dtype: Any) -> dict[str, Call]:
             def forward(x=x, w=w, b=b, options=options, method=method) -> Any:
                 return cnnfast.conv2d(x, w, b, **options, method=method)
 
-            def backward(dy=dy, x=x, w=w, options=options, method=method) -> Any:
-                return cnnfast.conv2d_backward(dy, x, w, **options, method=method)
-
             found[f"{name} {method}"] = forward
-            found[f"{name} {method} backward"] = backward
+            for needs in "xw":
+                given = {**options, "needs": needs, "method": method}
+                try:
+                    cnnfast.explain("conv2d_backward", dy, x, w, **given)
+                except cnnfast.MethodError:
+                    continue
+
+                def backward(dy=dy, x=x, w=w, given=given) -> Any:
+                    return cnnfast.conv2d_backward(dy, x, w, **given)
+
+                found[f"{name} {method} backward by {needs}"] = backward
     x, dy = normal(32, 24, 30, 30, dtype=dtype), normal(32, 24, 30, 30, dtype=dtype)
     mean, rstd = normal(24, dtype=dtype), np.abs(normal(24, dtype=dtype))
     found["batch norm"] = lambda: cnnfast.batch_norm(

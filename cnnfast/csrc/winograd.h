@@ -1,9 +1,11 @@
-/* Convolution by Winograd's algorithm: 3x3 kernels at stride 1 and dilation 1, any padding, groups.
+/* Convolution by Winograd's algorithm: any window of more than one tap, any padding, groups, and a
+ * stride or a dilation, but not both in one dimension; the gradient by the input at stride 1 only.
  *
- * `winograd` works in tiles of 4x4 outputs, F(4x4, 3x3), with 1/4 of the direct method's
- * multiplications. `winograd2` works in tiles of 2x2, with 4/9 of them: as accurate as direct
- * summation, less waste at the edges of small images, and transformed weights of 16 instead of 36
- * numbers per channel and filter.
+ * `winograd` works in tiles of six points a side, so that 3x3 windows have outputs in tiles of 4x4,
+ * F(4x4, 3x3), with 1/4 of the direct method's multiplications. `winograd2` is for 3x3 windows at
+ * stride 1 and dilation 1, in tiles of 2x2 outputs with 4/9 of them: as accurate as direct summation,
+ * less waste at the edges of small images, and transformed weights of 16 instead of 36 numbers per
+ * channel and filter. Windows have WINOGRAD_WINDOW taps at most, 144.
  *
  * If a result is not finite, all are computed again by gemm, so that NaN and infinity are where the
  * direct method has them and no finite result is lost to an overflow inside.
@@ -25,8 +27,8 @@ int winograd2_forward_f64(const struct conv *g, const double *x, const double *w
                           const double *b, double ceiling, double *y, const double *packed,
                           int threads);
 
-/* Bytes of the transformed weights, and those. They depend on C, F and G, not on N or the size of
- * the images. w must still be passed to forward: results that are not finite are made from it. */
+/* Bytes of the transformed weights, and those. They depend on C, F, G, the window and its stride, not
+ * on N or the size of the images. w must still be passed to forward: results that are not finite are made from it. */
 size_t winograd_packed_f32(const struct conv *g);
 size_t winograd_packed_f64(const struct conv *g);
 int winograd_pack_f32(const struct conv *g, const float *w, float *packed, int threads);
