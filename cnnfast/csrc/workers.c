@@ -11,6 +11,11 @@ void workers_run(workers_task task, void *job, ptrdiff_t parts, int threads)
         task(job, part, 0);
 }
 
+void workers_run_apart(workers_task task, void *job, ptrdiff_t parts, int threads)
+{
+    workers_run(task, job, parts, threads);
+}
+
 #else
 
 #include <pthread.h>
@@ -48,7 +53,11 @@ static struct {
     void *job;
     ptrdiff_t parts;
     int threads;
-    _Atomic ptrdiff_t next;  /* part */
+    int shares; /* 1, or `threads`: into so many are the parts divided, */
+    struct {
+        _Atomic ptrdiff_t next; /* part of one of them */
+        char apart[64 - sizeof(ptrdiff_t)]; /* a line of the cache for each */
+    } share[WORKERS_MOST];
     _Atomic uint64_t state;  /* OPEN, and how many pool threads are inside */
     _Atomic uint64_t number; /* of the offer, so that a thread answers each once */
     _Atomic int asleep;      /* pool threads that wait for `posted` */
@@ -64,11 +73,15 @@ static pthread_once_t forks_once = PTHREAD_ONCE_INIT;
 
 static void take_parts(ptrdiff_t slot)
 {
-    for (;;) {
-        const ptrdiff_t part = atomic_fetch_add(&offer.next, 1);
-        if (part >= offer.parts)
-            return;
-        offer.task(offer.job, part, slot);
+    for (int i = 0; i < offer.shares; i++) { /* its own share first, and then what others left */
+        const ptrdiff_t share = (slot + i) % offer.shares;
+        const ptrdiff_t end = offer.parts * (share + 1) / offer.shares;
+        for (;;) {
+            const ptrdiff_t part = atomic_fetch_add(&offer.share[share].next, 1);
+            if (part >= end)
+                break;
+            offer.task(offer.job, part, slot);
+        }
     }
 }
 
@@ -236,7 +249,7 @@ static void wait_until_left(void)
     pthread_mutex_unlock(&sleeping);
 }
 
-void workers_run(workers_task task, void *job, ptrdiff_t parts, int threads)
+static void run(workers_task task, void *job, ptrdiff_t parts, int threads, int apart)
 {
     if (threads > WORKERS_MOST)
         threads = WORKERS_MOST;
@@ -255,7 +268,9 @@ void workers_run(workers_task task, void *job, ptrdiff_t parts, int threads)
     offer.job = job;
     offer.parts = parts;
     offer.threads = threads;
-    atomic_store(&offer.next, 0);
+    offer.shares = apart ? threads : 1;
+    for (int i = 0; i < offer.shares; i++)
+        atomic_store_explicit(&offer.share[i].next, parts * i / offer.shares, memory_order_relaxed);
     atomic_store(&offer.state, OPEN);
     atomic_fetch_add(&offer.number, 1);
     if (atomic_load(&offer.asleep))
@@ -264,6 +279,16 @@ void workers_run(workers_task task, void *job, ptrdiff_t parts, int threads)
     atomic_fetch_and(&offer.state, ~OPEN);
     wait_until_left();
     pthread_mutex_unlock(&owner);
+}
+
+void workers_run(workers_task task, void *job, ptrdiff_t parts, int threads)
+{
+    run(task, job, parts, threads, 0);
+}
+
+void workers_run_apart(workers_task task, void *job, ptrdiff_t parts, int threads)
+{
+    run(task, job, parts, threads, 1);
 }
 
 #endif

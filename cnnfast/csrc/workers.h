@@ -19,4 +19,9 @@ typedef void (*workers_task)(void *job, ptrdiff_t part, ptrdiff_t slot);
  */
 void workers_run(workers_task task, void *job, ptrdiff_t parts, int threads);
 
+/* The same, but each thread begins with neighbouring parts of its own, the same ones in every call,
+ * and only then takes what others have left. For tasks that wait for memory: a thread finds in its
+ * cache what it wrote in the call before, not what another one did. */
+void workers_run_apart(workers_task task, void *job, ptrdiff_t parts, int threads);
+
 #endif
