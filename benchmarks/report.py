@@ -188,10 +188,10 @@ def bounds(figures: Figures, peer: str) -> str:
         [phase, *(_reached(cells.get(key, [])) for key in wanted)] for phase, cells in found.items()
     ]
     words = (
-        f"Times as fast as {PEERS[peer]} on all convolutions, in the geometric mean, and what a "
-        "kernel would reach that wastes nothing: at the measured peak of multiply-adds, with as few "
-        "multiplications as Winograd's tiles need and their transforms for nothing, or at the speed "
-        "of a copy of its inputs and outputs where that takes longer:"
+        f"Times as fast as {PEERS[peer]} on all convolutions, in the geometric mean, and what "
+        "a kernel would reach that wastes nothing: at the measured peak of multiply-adds, with "
+        "as few multiplications as Winograd's tiles need and their transforms for nothing, or "
+        "at the speed of a copy of its inputs and outputs where that takes longer:"
     )
     return f"{words}\n\n{table(['', *(heading(*key) for key in wanted)], rows)}"
 

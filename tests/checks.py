@@ -383,7 +383,7 @@ def _shifted(plain: Plain, size: list[int]) -> Iterator[tuple[Any, Any, Any, Any
 
 
 def _tiles(x: np.ndarray, corner: Any, steps: Any, size: Any, count: Any) -> np.ndarray:
-    """Tiles (..., rows, columns, *size), `steps` apart, the first `corner` before x; zeros outside."""
+    """Tiles (..., rows, columns, *size), `steps` apart, from `corner` before x on, and zeros."""
     whole = [(n - 1) * m + k for n, m, k in zip(count, steps, size, strict=True)]
     after = [max(n - c - have, 0) for n, c, have in zip(whole, corner, x.shape[-2:], strict=True)]
     pads = [(0, 0)] * (x.ndim - 2) + list(zip(corner, after, strict=True))

@@ -4,8 +4,8 @@ A tile of outputs comes from as many multiplications as it has inputs, after lin
 the pixels and of the weights: F(4x4, 3x3) needs 36 where the definition needs 144. Winograd,
 "Arithmetic complexity of computations", 1980; Lavin and Gray, "Fast algorithms for convolutional
 neural networks", 2015. Windows of 2, 4 and 5 taps have tiles of their own, larger ones are sums of
-smaller, with a stride they are sums over its phases, and with dilation their outputs are computed in
-combs (``csrc/winograd.inc``). It rounds more; ``docs/performance.md`` has the errors and the bound.
+smaller, with a stride they are sums over its phases, and with dilation their outputs are computed
+in combs (``csrc/winograd.inc``). It rounds more; ``docs/performance.md`` has the errors.
 """
 
 from __future__ import annotations
