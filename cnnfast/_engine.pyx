@@ -18,7 +18,10 @@ from cpython.buffer cimport (
     PyObject_GetBuffer,
 )
 
+from cpython.ref cimport PyObject
+
 from libc.stdint cimport int64_t, uint8_t
+from libc.stdlib cimport calloc, free
 
 from math import prod
 
@@ -213,6 +216,115 @@ cdef bint hold(object array, Py_buffer *view, Py_ssize_t bytes, int flags) excep
 cdef bint apart(Py_buffer *a, Py_buffer *b) noexcept nogil:
     """Whether two arrays share no byte."""
     return <char *>a.buf + a.len <= <char *>b.buf or <char *>b.buf + b.len <= <char *>a.buf
+
+
+cdef enum:
+    # Where an operand of a step in a row is, if not in the row's scratch memory.
+    GIVEN = -1  # x
+    RESULT = -2
+    FIXED = -3
+
+
+cdef struct step_of_row:
+    PyObject *plan
+    int operands
+    Py_ssize_t places[MOST_ARRAYS]
+    char *fixed[MOST_ARRAYS]  # NULL where there is None
+
+
+cdef class Row(Plan):
+    """y of (x,): plans one after the other, by one call.
+
+    Each step is a plan of one result and its operands: arrays, which are held from now on, None, or
+    numbers, 0 for x and i for the result of step i. Results that steps hand on are in scratch
+    memory, where one takes the place of another that is not needed any more.
+    """
+
+    cdef list plans
+    cdef int count
+    cdef step_of_row *steps
+    cdef Py_buffer *views
+    cdef int held
+    cdef Py_ssize_t scratch
+
+    def __cinit__(self, list steps):
+        self.steps = <step_of_row *>calloc(len(steps), sizeof(step_of_row))
+        self.views = <Py_buffer *>calloc(len(steps) * MOST_ARRAYS, sizeof(Py_buffer))
+        if self.steps is NULL or self.views is NULL:
+            raise MemoryError("no memory for a row of plans")
+
+    def __init__(self, list steps):
+        cdef Plan plan, last = steps[len(steps) - 1][0]
+        cdef step_of_row *step
+        cdef Py_ssize_t place, due, size = 8 if last.double else 4
+        cdef list bytes = [None]  # of each value
+        cdef list live = []  # where it is in the scratch memory, and its last use
+        self.plans = [each[0] for each in steps]
+        self.count = len(steps)
+        uses = {o: i for i, each in enumerate(steps) for o in each[1] if type(o) is int}
+        for i, (plan, operands) in enumerate(steps):
+            step = &self.steps[i]
+            if plan.outputs != 1 or plan.written or len(operands) > plan.inputs:
+                raise ValueError("a row is of plans of one result")
+            step.plan = <PyObject *>plan
+            step.operands = plan.inputs + 1
+            for j in range(plan.inputs):
+                operand = operands[j] if j < len(operands) else None
+                due = plan.bytes[j]
+                if type(operand) is int:
+                    if operand == 0 and bytes[0] is None:
+                        bytes[0] = due
+                    if bytes[operand] != due:
+                        raise ValueError(f"{bytes[operand]} bytes came where {due} were due")
+                    step.places[j] = live[operand - 1][0] if operand else GIVEN
+                    continue
+                step.places[j] = FIXED
+                if operand is not None:
+                    if not hold(operand, &self.views[self.held], due, PyBUF_SIMPLE):
+                        raise ValueError("arrays of a row must be in C order")
+                    step.fixed[j] = <char *>self.views[self.held].buf
+                    self.held += 1
+            due = (plan.bytes[plan.inputs] + 63) // 64 * 64
+            place = 0
+            for start, end, use in sorted(live):
+                if use >= i and start < place + due:
+                    place = max(place, end)
+            step.places[plan.inputs] = place if i < self.count - 1 else RESULT
+            live.append((place, place + due, uses.get(i + 1, -1)))
+            bytes.append(plan.bytes[plan.inputs])
+            if i < self.count - 1:
+                self.scratch = max(self.scratch, place + due)
+        self.settle(last.double, ((bytes[0] or 0) // size,), last.shapes)
+
+    def __dealloc__(self):
+        for i in range(self.held):
+            PyBuffer_Release(&self.views[i])
+        free(self.views)
+        free(self.steps)
+
+    cdef int run(self, char **at, int threads) noexcept nogil:
+        cdef char *operands[MOST_ARRAYS]
+        cdef char *scratch = <char *>memory_take(self.scratch)
+        cdef step_of_row *step
+        cdef Py_ssize_t place
+        cdef int i, j, status = 0
+        if scratch is NULL:
+            return -1
+        for i in range(self.count):
+            step = &self.steps[i]
+            for j in range(step.operands):
+                place = step.places[j]
+                if place >= 0:
+                    operands[j] = scratch + place
+                elif place == FIXED:
+                    operands[j] = step.fixed[j]
+                else:
+                    operands[j] = at[0] if place == GIVEN else at[1]
+            status = (<Plan>step.plan).run(operands, threads)
+            if status:
+                break
+        memory_give(scratch)
+        return status
 
 
 cdef extern from "elementwise.h" nogil:

@@ -23,7 +23,7 @@ from cnnfast.methods.engine import Engine
 _DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
-def _plain(x: Any, dtype: Any = None) -> bool:
+def plain(x: Any, dtype: Any = None) -> bool:
     """Whether `x` is what kernels take as it is."""
     wanted = _DTYPES if dtype is None else (dtype,)
     return type(x) is np.ndarray and x.dtype in wanted and x.flags.c_contiguous
@@ -63,7 +63,7 @@ def convolution(
     there and at 0: infinity makes a ReLU, 6 a ReLU6. With `prepared` the weights will be given in
     the form that the plan's `prepare` makes of them.
     """
-    if not (_plain(x) and _plain(w, x.dtype)) or x.ndim != w.ndim:
+    if not (plain(x) and plain(w, x.dtype)) or x.ndim != w.ndim:
         return None
     op = "conv1d" if x.ndim == 3 else "conv2d"
     forced = dispatch.forced(op, method)
@@ -103,7 +103,7 @@ def blocked(
     """
     if dispatch.forced("conv2d", method)[0] != "auto" or compiled.engine_missing() is not None:
         return None
-    if w.ndim != 4 or not _plain(w, dtype) or not (b is None or _plain(b, dtype)):
+    if w.ndim != 4 or not plain(w, dtype) or not (b is None or plain(b, dtype)):
         return None
     return _blocked(x, w.shape, dtype == np.float64, sliding, ceiling)
 
@@ -150,7 +150,7 @@ def max_pool(x: Any, sliding: tuple[Any, ...], method: str) -> Any:
     `sliding` is kernel size, stride, padding, dilation and ceil_mode. The taps say in a byte which
     element of its window a maximum is: an eighth of the memory of indices.
     """
-    if not _plain(x):
+    if not plain(x):
         return None
     op = "max_pool1d" if x.ndim == 3 else "max_pool2d"
     forced = dispatch.forced(op, method)[0]
@@ -175,23 +175,36 @@ def max_pool_backward(dy: Any, x: Any, found: tuple[Any, Any], method: str) -> A
     """The gradient, by what `max_pool` of x found; or None."""
     taps, plan = found
     op = "max_pool1d_backward" if x.ndim == 3 else "max_pool2d_backward"
-    if not _plain(dy, x.dtype) or dy.shape != taps.shape or not free(op, method):
+    if not plain(dy, x.dtype) or dy.shape != taps.shape or not free(op, method):
         return None
     return plan((dy, taps))
 
 
 def add(a: Any, b: Any, relu: bool = False) -> Any:
     """``a + b``, and its ReLU if wanted, in a new array; or None."""
-    if not (_plain(a) and _plain(b, a.dtype)) or a.shape != b.shape:
+    if not (plain(a) and plain(b, a.dtype)) or a.shape != b.shape:
         return None
     if compiled.engine_missing() is not None:
         return None
-    return _add(a.shape, a.dtype == np.float64, relu, dispatch.generation())((a, b))
+    return addition(a.shape, a.dtype, relu)((a, b))
+
+
+def addition(shape: Shape, dtype: Any, relu: bool = False) -> Any:
+    """The plan by which `add` adds arrays of this shape."""
+    return _add(shape, dtype == np.float64, relu, dispatch.generation())
 
 
 @lru_cache(maxsize=1024)
 def _add(shape: Shape, double: bool, relu: bool, generation: int) -> Any:
     return compiled.engine().Elementwise("add_relu" if relu else "add", shape, double)
+
+
+def row(steps: list[Any]) -> Any:
+    """A plan of (x,) that is these, each with its operands, one after the other.
+
+    Operands are arrays, None, or numbers: 0 for x and i for the result of step i.
+    """
+    return compiled.engine().Row(steps)
 
 
 def batch_norm_relu(
@@ -206,7 +219,7 @@ def batch_norm_relu(
 ) -> Any:
     """(y, mean, rstd) of a batch in training, with the ReLU in y; or None."""
     arrays = (x, running_mean, running_var, weight, bias)
-    if not _plain(x) or not all(a is None or _plain(a, x.dtype) for a in arrays[1:]):
+    if not plain(x) or not all(a is None or plain(a, x.dtype) for a in arrays[1:]):
         return None
     if prod(x.shape) <= x.shape[1] or not _engine_serves("batch_norm", x, method):
         return None
@@ -221,7 +234,7 @@ def batch_norm_relu_backward(
 ) -> Any:
     """(dx, dweight, dbias) of `batch_norm_relu`; or None."""
     arrays = (dy, x, mean, rstd, weight, bias)
-    if not all(a is None or _plain(a, x.dtype) for a in arrays) or dy.shape != x.shape:
+    if not all(a is None or plain(a, x.dtype) for a in arrays) or dy.shape != x.shape:
         return None
     if not _engine_serves("batch_norm_backward", x, method):
         return None
@@ -238,9 +251,9 @@ def update(kind: str, arrays: tuple[Any, ...], *settings: Any) -> bool:
     if arrays[1].flags.f_contiguous:  # in C order when seen from the other end
         arrays = tuple(None if a is None else a.T for a in arrays)
     p = arrays[1]
-    if compiled.engine_missing() is not None or not _plain(p):
+    if compiled.engine_missing() is not None or not plain(p):
         return False
-    if not all(a is None or (_plain(a, p.dtype) and a.shape == p.shape) for a in arrays):
+    if not all(a is None or (plain(a, p.dtype) and a.shape == p.shape) for a in arrays):
         return False
     plan = getattr(compiled.engine(), kind)(p.size, p.dtype == np.float64)
     done: bool = plan.step(arrays, *settings)

@@ -252,20 +252,6 @@ class Unkept(Later):
                     layer._saved = saved
 
 
-class RowCall(NamedTuple):
-    """A plan of a row, with its arrays behind x.
-
-    As many blocks begin in front of it; it takes in what the last of them adds, or does not; and
-    the inputs of so many blocks are added to its result.
-    """
-
-    plan: Any
-    arrays: tuple[Any, ...] = ()
-    begins: int = 0
-    takes: bool = False
-    ends: int = 0
-
-
 class FoldedConvolutions(Step):
     """In inference: convolutions one after the other, each with what it has taken in.
 
@@ -274,16 +260,16 @@ class FoldedConvolutions(Step):
     it are part of the row. Where convolutions of 1x1 and of single channels follow each other, the
     images between them are blocked ones (`fused.blocked`).
 
-    Of frozen layers, calls are remembered from input to output: as many plans, one after the other.
+    Of frozen layers, calls are remembered from input to output, and made again by one call.
     """
 
     def __init__(self, folded: list[Folded]) -> None:
         super().__init__(*(layer for part in folded for layer in part.layers))
         self._folded = folded
         self._own = [layer.__dict__ for layer in self.layers]
-        self._calls: list[RowCall] = []
+        self._row: Any = None  # the remembered calls, in one
         self._sums: Sequence[Any] = ()
-        self._known: Any = None  # what the calls are for,
+        self._known: Any = None  # what they are for,
         self._held: Any = None  # of layers with these settings and arrays
 
     def forward(self, x: Array) -> Array:
@@ -306,20 +292,13 @@ class FoldedConvolutions(Step):
                 dx = add(dx, terms.pop())
         return dx
 
-    def _again(self, x: Any) -> Any:
+    def _again(self, x: Array) -> Any:
         """The remembered calls; or None, as from a kernel that does not serve these numbers."""
-        y, terms = x, []
-        for plan, arrays, begins, takes, ends in self._calls:
-            if begins:
-                terms += [y] * begins
-            y = plan((y, *arrays, terms.pop()) if takes else (y, *arrays))
-            if y is None:
-                return None
-            for _ in range(ends):
-                y = add(y, terms.pop())
-        saved = Unkept(x, (), self._folded, self._sums)
-        for own in self._own:
-            own["_saved"] = saved
+        y = self._row((x,))
+        if y is not None:
+            saved = Unkept(x, (), self._folded, self._sums)
+            for own in self._own:
+                own["_saved"] = saved
         return y
 
     def _anew(self, x: Array, known: Any) -> Array:
@@ -327,41 +306,44 @@ class FoldedConvolutions(Step):
         held: Any = None if known is None else [part.held() for part in self._folded]
         if held is None or None in held:
             known = None
-        calls: list[RowCall] = []
+        steps: list[Any] = []  # as `fused.row` wants them; x is the result of the last one
         saved, terms, inside = Unkept(x), [], False
         plans, shapes = self._blocked(x)
         for i, part in enumerate(self._folded):
             if inside != (plans[i] is not None):
-                x = self._turn(x, shapes[i], inside, calls)
+                x = self._turn(x, shapes[i], inside, steps)
                 inside = not inside
-            terms += [x] * len(part.begins)
+            terms += [(x, len(steps))] * len(part.begins)
             found: Any = part.blocked_call(plans[i]) if inside else part.call(x)
             # A blocked result takes in what is added to it.
             takes = inside and bool(part.ends) and part.relu is None
             y: Any = None
             if found is not None:
-                y = found.plan((x, *found.arrays, *((terms.pop(),) if takes else ())))
-            served = found is not None and y is not None
+                taken = [terms.pop()] if takes else []
+                y = found.plan((x, *found.arrays, *(term for term, _ in taken)))
+                numbers = (number for _, number in taken)
+                steps.append((found.plan.untraced, (len(steps), *found.arrays, *numbers)))
+            served = y is not None
             if served:
                 x = y
-                rest = len(part.ends) - takes
-                calls.append(
-                    RowCall(found.plan.untraced, found.arrays, len(part.begins), takes, rest)
-                )
                 saved.add(part, found.sum)
             else:
                 known = None
                 for layer in part.layers:
                     x = layer.forward(x)
             for block in part.ends[takes:]:
+                term, number = terms.pop()
                 if not inside:
-                    _refuse_other_shape(block, np.shape(x), np.shape(terms[-1]))
-                x = add(x, terms.pop())
+                    _refuse_other_shape(block, np.shape(x), np.shape(term))
+                x = add(x, term)
+                if served:
+                    steps.append((fused.addition(x.shape, x.dtype), (len(steps), number)))
             if not served:
-                saved = Unkept(x, terms)
+                saved = Unkept(x, [term for term, _ in terms])
         if inside:
-            x = self._turn(x, shapes[-1], inside, calls)
-        self._known, self._calls, self._sums = known, calls, saved.sums
+            x = self._turn(x, shapes[-1], inside, steps)
+        self._row = None if known is None else fused.row(steps)
+        self._known, self._sums = known, saved.sums
         self._held = None if known is None else [entry for each in held for entry in each]
         return x
 
@@ -388,10 +370,10 @@ class FoldedConvolutions(Step):
         runs = [[*run] for _, run in groupby(plans, lambda plan: plan is None)]
         return [plan if len(run) >= _BLOCKED else None for run in runs for plan in run], shapes
 
-    def _turn(self, x: Array, shape: tuple[int, ...], inside: bool, calls: list[RowCall]) -> Any:
+    def _turn(self, x: Array, shape: tuple[int, ...], inside: bool, steps: list[Any]) -> Any:
         """x, of this shape when it is plain, from plain to blocked or back."""
         plan = fused.turns(shape, x.dtype == np.float64)[inside]
-        calls.append(RowCall(plan))
+        steps.append((plan, (len(steps),)))
         return plan((x,))
 
     def _key(self, x: Array) -> Any:

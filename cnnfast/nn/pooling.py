@@ -365,7 +365,7 @@ class AdaptiveAvgPool2d(Layer):
                 f"AdaptiveAvgPool2d: x has an empty axis (shape {shape}); only N may be 0"
             )
         H, W = shape[2:]
-        OH, OW = (size or own for size, own in zip(self._pair, (H, W), strict=True))
+        OH, OW = self._pair[0] or H, self._pair[1] or W
         if H % OH == 0 and W % OW == 0:
             y = self._mean(x, (H // OH, W // OW))
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from cnnfast import arrays
+from cnnfast import arrays, fused
 from cnnfast.nn.arguments import whole
 from cnnfast.nn.layer import Array, Layer
 
@@ -29,7 +29,9 @@ class Flatten(Layer):
         self.end_dim = whole("Flatten", "end_dim", end_dim, -(2**31))
 
     def forward(self, x: Array) -> Array:
-        x = _array("Flatten", "x", x)
+        plain = fused.plain(x)
+        if not plain:
+            x = _array("Flatten", "x", x)
         shape = tuple(x.shape)
         start, end = (self._axis(name, len(shape)) for name in ("start_dim", "end_dim"))
         if start > end:
@@ -39,7 +41,7 @@ class Flatten(Layer):
             )
         flat = (*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :])
         self._saved = shape, flat
-        y: Array = _reshaped(x, flat)
+        y: Array = x.reshape(flat) if plain else _reshaped(x, flat)
         return y
 
     def _axis(self, name: str, ndim: int) -> int:
