@@ -185,7 +185,8 @@ _PLANS = compiled.plans(_STATE.get, _PLAIN)
 
 @contextmanager
 def _state(**changes: Any) -> Iterator[None]:
-    token = _STATE.set(replace(_STATE.get(), **changes))
+    state = replace(_STATE.get(), **changes)
+    token = _STATE.set(_PLAIN if state == _PLAIN else state)
     try:
         yield
     finally:
@@ -240,7 +241,8 @@ def use(method: str) -> Iterator[None]:
     'naive'
     """
     _check_name(method, "use")
-    with _state(method=method):
+    # Where "auto" says nothing new, calls may be remembered as they are outside of any block.
+    with _state(method=None if method == "auto" and _environment_is_silent() else method):
         yield
 
 
@@ -288,6 +290,13 @@ def _environment() -> str:
     name = os.environ.get("CNNFAST_METHOD") or "auto"
     _check_name(name, "CNNFAST_METHOD")
     return name
+
+
+def _environment_is_silent() -> bool:
+    try:
+        return _environment() == "auto"
+    except ValueError:  # whoever has to know it will say so
+        return False
 
 
 def forced(op: str, method: str) -> tuple[str, str]:
