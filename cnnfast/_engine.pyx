@@ -237,7 +237,8 @@ cdef class Row(Plan):
 
     Each step is a plan of one result and its operands: arrays, which are held from now on, None, or
     numbers, 0 for x and i for the result of step i. Results that steps hand on are in scratch
-    memory, where one takes the place of another that is not needed any more.
+    memory, where one takes the place of another that is not needed any more. A step that is None
+    has no result.
     """
 
     cdef list plans
@@ -259,11 +260,16 @@ cdef class Row(Plan):
         cdef Py_ssize_t place, due, size = 8 if last.double else 4
         cdef list bytes = [None]  # of each value
         cdef list live = []  # where it is in the scratch memory, and its last use
-        self.plans = [each[0] for each in steps]
+        self.plans = [each and each[0] for each in steps]
         self.count = len(steps)
-        uses = {o: i for i, each in enumerate(steps) for o in each[1] if type(o) is int}
-        for i, (plan, operands) in enumerate(steps):
+        uses = {o: i for i, each in enumerate(steps) if each for o in each[1] if type(o) is int}
+        for i, each in enumerate(steps):
             step = &self.steps[i]
+            if each is None:
+                bytes.append(None)
+                live.append((0, 0, -1))
+                continue
+            plan, operands = each
             if plan.outputs != 1 or plan.written or len(operands) > plan.inputs:
                 raise ValueError("a row is of plans of one result")
             step.plan = <PyObject *>plan
@@ -312,6 +318,8 @@ cdef class Row(Plan):
             return -1
         for i in range(self.count):
             step = &self.steps[i]
+            if step.plan is NULL:
+                continue
             for j in range(step.operands):
                 place = step.places[j]
                 if place >= 0:
@@ -745,6 +753,14 @@ cdef extern from "blocked.h" nogil:
                              const float *term, double ceiling, float *y, int threads)
     void blocked_forward_f64(const conv *g, const double *x, const double *packed,
                              const double *term, double ceiling, double *y, int threads)
+    bint blocked_pair_serves_f32(const conv *first, const conv *second)
+    bint blocked_pair_serves_f64(const conv *first, const conv *second)
+    int blocked_pair_forward_f32(const conv *first, const conv *second, const float *x,
+                                 const float *packed, const float *weights, double ceiling,
+                                 double last_ceiling, float *y, int threads)
+    int blocked_pair_forward_f64(const conv *first, const conv *second, const double *x,
+                                 const double *packed, const double *weights, double ceiling,
+                                 double last_ceiling, double *y, int threads)
     void blocked_block_f32(Py_ssize_t N, Py_ssize_t C, Py_ssize_t plane, const float *x,
                            float *blocked, int threads)
     void blocked_block_f64(Py_ssize_t N, Py_ssize_t C, Py_ssize_t plane, const double *x,
@@ -822,6 +838,45 @@ cdef class Blocked(Plan):
             blocked_forward_f32(&self.g, <float *>at[0], <float *>at[1], <float *>at[2],
                                 self.ceiling, <float *>at[3], threads)
         return 0
+
+
+def blocked_pair(first, second):
+    """One plan in place of two of `Blocked` without terms, or None where that would not be faster."""
+    cdef Blocked a, b
+    if not (isinstance(first, Blocked) and isinstance(second, Blocked)):
+        return None
+    a, b = first, second
+    if a.double:
+        serves = blocked_pair_serves_f64(&a.g, &b.g)
+    else:
+        serves = blocked_pair_serves_f32(&a.g, &b.g)
+    return BlockedPair(a, b) if serves else None
+
+
+cdef class BlockedPair(Plan):
+    """y of (x, packed, packed): a convolution of 1x1, and one of single channels behind it.
+
+    Of what is between them there are a few rows at a time, in the cache.
+    """
+
+    cdef conv first, second
+    cdef double ceiling, last_ceiling
+
+    def __init__(self, Blocked first, Blocked second):
+        cdef Py_ssize_t size = 8 if first.double else 4
+        self.first, self.second = first.g, second.g
+        self.ceiling, self.last_ceiling = first.ceiling, second.ceiling
+        elements = first.bytes[0], first.bytes[1], second.bytes[1]
+        self.settle(first.double, tuple(n // size for n in elements), second.shapes)
+
+    cdef int run(self, char **at, int threads) noexcept nogil:
+        if self.double:
+            return blocked_pair_forward_f64(
+                &self.first, &self.second, <double *>at[0], <double *>at[1], <double *>at[2],
+                self.ceiling, self.last_ceiling, <double *>at[3], threads)
+        return blocked_pair_forward_f32(
+            &self.first, &self.second, <float *>at[0], <float *>at[1], <float *>at[2],
+            self.ceiling, self.last_ceiling, <float *>at[3], threads)
 
 
 cdef class ToBlocks(Plan):

@@ -8,6 +8,7 @@ the caller computes one operation after the other.
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import lru_cache
 from math import prod
 from typing import Any
@@ -202,9 +203,20 @@ def _add(shape: Shape, double: bool, relu: bool, generation: int) -> Any:
 def row(steps: list[Any]) -> Any:
     """A plan of (x,) that is these, each with its operands, one after the other.
 
-    Operands are arrays, None, or numbers: 0 for x and i for the result of step i.
+    Operands are arrays, None, or numbers: 0 for x and i for the result of step i. Two steps on
+    blocked images become one where much would be between them.
     """
-    return compiled.engine().Row(steps)
+    engine, steps = compiled.engine(), [*steps]
+    uses = Counter(o for _, operands in steps for o in operands if type(o) is int)
+    for i in range(1, len(steps)):
+        if steps[i - 1] is None:
+            continue
+        (first, ahead), (second, behind) = steps[i - 1], steps[i]
+        if behind[0] == i and uses[i] == 1 and len(ahead) == len(behind) == 2:
+            pair = engine.blocked_pair(first, second)
+            if pair is not None:
+                steps[i - 1 : i + 1] = [None, (pair, (*ahead, behind[1]))]
+    return engine.Row(steps)
 
 
 def batch_norm_relu(

@@ -34,6 +34,19 @@ void blocked_forward_f32(const struct conv *g, const float *x, const float *pack
 void blocked_forward_f64(const struct conv *g, const double *x, const double *packed,
                          const double *term, double ceiling, double *y, int threads);
 
+/* Whether a 1x1 and single channels behind it are better computed together: so much is between them
+ * that it would leave the cache. */
+int blocked_pair_serves_f32(const struct conv *first, const struct conv *second);
+int blocked_pair_serves_f64(const struct conv *first, const struct conv *second);
+
+/* Both, without terms, from the packed weights of each; -1 if there is no memory. */
+int blocked_pair_forward_f32(const struct conv *first, const struct conv *second, const float *x,
+                             const float *packed, const float *weights, double ceiling,
+                             double last_ceiling, float *y, int threads);
+int blocked_pair_forward_f64(const struct conv *first, const struct conv *second, const double *x,
+                             const double *packed, const double *weights, double ceiling,
+                             double last_ceiling, double *y, int threads);
+
 /* Images (N, C, plane) blocked, and as they were before. */
 void blocked_block_f32(ptrdiff_t N, ptrdiff_t C, ptrdiff_t plane, const float *x, float *blocked,
                        int threads);
