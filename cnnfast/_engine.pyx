@@ -864,6 +864,8 @@ cdef class BlockedPair(Plan):
 
     def __init__(self, Blocked first, Blocked second):
         cdef Py_ssize_t size = 8 if first.double else 4
+        if first.double != second.double or first.bytes[first.inputs] != second.bytes[0]:
+            raise ValueError("the second does not take what the first gives")
         self.first, self.second = first.g, second.g
         self.ceiling, self.last_ceiling = first.ceiling, second.ceiling
         elements = first.bytes[0], first.bytes[1], second.bytes[1]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import checks
@@ -162,3 +163,92 @@ def test_arrays_that_do_not_fit() -> None:
         plan.prepare(w[:7], None)
     with pytest.raises(ValueError, match=r"weights .* in C order"):
         plan.prepare(np.asfortranarray(np.ones((8, 8, 1, 1, 2), np.float32))[..., 0], None)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(
+    ("N", "C", "F", "H", "W", "K", "options"),
+    [
+        (1, 16, 96, 23, 37, 3, {"stride": 2, "padding": 1}),
+        (2, 24, 40, 19, 56, 3, {"padding": 1}),
+        (1, 300, 16, 9, 8, 5, {"padding": 2, "stride": (1, 2)}),
+        (1, 7, 13, 40, 31, 3, {"dilation": (3, 1), "padding": (5, 0)}),
+        (1, 8, 24, 200, 5, (1, 2), {"stride": (3, 1)}),  # rows that nobody sees
+        (2, 8, 8, 6, 400, 3, {"padding": (4, 1)}),  # results of padding alone
+        (0, 8, 8, 6, 6, 3, {}),
+    ],
+)
+def test_pairs_are_both(
+    N: int, C: int, F: int, H: int, W: int, K: Any, options: Any, dtype: Any
+) -> None:
+    """A 1x1 and single channels behind it in one pass give, bit by bit, what they give in two."""
+    rng, double = np.random.default_rng(F), dtype is np.float64
+    engine, kernel = compiled.engine(), (K, K) if isinstance(K, int) else K
+
+    def plan(x: Any, w: Any, ceiling: float, **options: Any) -> tuple[Any, Any, Any]:
+        rest = (options.get(k, d) for k, d in (("stride", 1), ("padding", 0), ("dilation", 1)))
+        g = convolution("conv2d", 2, x, w, *rest, options.get("groups", 1))
+        made = engine.Blocked(sizes(g), double, ceiling)
+        arrays = (rng.standard_normal(s).astype(dtype) for s in (w, w[:1]))
+        return g, made, made.prepare(*arrays)
+
+    g, first, packed = plan((N, C, H, W), (F, C, 1, 1), 0.75)
+    _, second, weights = plan(g.y_shape, (F, 1, *kernel), math.inf, groups=F, **options)
+    x = fused.turns(g.x_shape, double)[0]((rng.standard_normal(g.x_shape).astype(dtype),))
+    want = second((first((x, packed)), weights))
+    both = engine.BlockedPair(first, second)
+    for threads in (1, 2, 5):
+        with cnnfast.threads(threads):
+            checks.assert_same(both((x, packed, weights)), want, f"{threads} threads")
+    if N:
+        for after in (True, False):
+            arrays = (guarded(n, a, after) for n, a in (("x", x), ("p", packed), ("w", weights)))
+            out = guarded("y", np.full_like(want, checks.POISON["f"]), after)
+            checks.assert_same(both(tuple(arrays), out), want, f"red zones {after}")
+
+
+def test_which_pairs_are_one() -> None:
+    engine = compiled.engine()
+
+    def plan(x: Any, w: Any, groups: int) -> Any:
+        g = convolution("conv2d", 2, x, w, 1, w[2] // 2, 1, groups)
+        return engine.Blocked(sizes(g), False, 0.0)
+
+    for side, one in ((56, True), (14, False)):
+        shape = (1, 96, side, side)
+        pointwise = plan((1, 16, side, side), (96, 16, 1, 1), 1)
+        single = plan(shape, (96, 1, 3, 3), 96)
+        found = engine.blocked_pair(pointwise, single)
+        assert isinstance(found, engine.BlockedPair) if one else found is None
+        for first, second in ((single, pointwise), (single, single), (pointwise, len)):
+            assert engine.blocked_pair(first, second) is None
+
+
+def test_rows_of_plans() -> None:
+    """One call, from any thread, is the plans one after the other."""
+    engine = compiled.engine()
+    n = 3000
+    rng = np.random.default_rng(0)
+    x, bias = (rng.standard_normal((n,)).astype(np.float32) for _ in range(2))
+    tanh, add = (engine.Elementwise(op, (n,), False) for op in ("tanh", "add"))
+    # tanh(tanh(x) + x) + tanh(x) + bias, and a result that is used long after it was made
+    steps = [(tanh, (0,)), (add, (1, 0)), None, (tanh, (2,)), (add, (4, 1)), (add, (5, bias))]
+    row = engine.Row(steps)
+    first = tanh((x,))
+    want = add((add((tanh((add((first, x)),)), first)), bias))
+    before = engine.memory()["used"]
+    with ThreadPoolExecutor(4) as pool:
+        for y in pool.map(lambda _: row((x,)), range(200)):
+            checks.assert_same(y, want, "y")
+    assert engine.memory()["used"] == before
+    out = np.empty_like(want)
+    assert row((x,), out) is out and np.array_equal(out, want)
+    assert row((x[::-1],)) is None
+    with pytest.raises(ValueError, match="bytes"):
+        row((x[1:],))
+    other = engine.Elementwise("tanh", (n + 1,), False)
+    for wrong in ([(tanh, (0,)), (other, (1,))], [(add, (0, bias[1:]))], [(add, (0, bias[::-1]))]):
+        with pytest.raises(ValueError, match=r"bytes|in C order"):
+            engine.Row(wrong)
+    with pytest.raises(ValueError, match="one result"):
+        engine.Row([(engine.SgdUpdate(n, False), (0, bias))])

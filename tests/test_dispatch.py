@@ -189,6 +189,29 @@ def test_use_auto_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -
     assert ran_by(conv) == "naive"
 
 
+def test_calls_are_remembered_where_auto_says_nothing_new(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert dispatch.undisturbed()
+    with cnnfast.use("auto"):
+        assert dispatch.undisturbed()
+        with cnnfast.trace():
+            assert not dispatch.undisturbed()
+        with cnnfast.use("naive"):
+            assert not dispatch.undisturbed()
+            with cnnfast.use("auto"):
+                assert dispatch.undisturbed()
+            assert ran_by(conv) == "naive"
+    with cnnfast.trace(), cnnfast.use("auto"):
+        assert not dispatch.undisturbed()
+    for value in ("naive", "no method"):
+        monkeypatch.setenv("CNNFAST_METHOD", value)
+        dispatch.forget()
+        with cnnfast.use("auto"):
+            assert not dispatch.undisturbed()
+            assert dispatch.forced("conv2d", "auto")[0] == "auto"
+
+
 def test_use_nests() -> None:
     with cnnfast.use("naive"):
         with cnnfast.use("portable"):

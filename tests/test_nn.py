@@ -402,6 +402,20 @@ def test_dropout_drops_with_p_and_keeps_the_mean() -> None:
     assert np.array_equal(layer.backward(2 * x), 2 * x)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_dropout_in_inference_gives_an_array_of_its_own(dtype: Any) -> None:
+    layer = nn.Dropout(0.3).eval()
+    x = np.array([[-0.0, np.nan, np.inf, 1.5]], dtype)
+    y = layer(x)
+    assert y.dtype == dtype and y.tobytes() == x.tobytes() and not np.shares_memory(x, y)
+    assert np.array_equal(layer.backward(x), x, equal_nan=True)
+    with pytest.raises(ValueError, match=r"dropout_backward: mask"):
+        layer.backward(x[0])
+    with cnnfast.trace() as ran:
+        layer(x)
+    assert [r.op for r in ran] == ["dropout"]
+
+
 def test_dropout2d_drops_whole_channels() -> None:
     layer = nn.Dropout2d(0.25, rng=np.random.default_rng(0))
     x = np.ones((60, 50, 2, 3))
