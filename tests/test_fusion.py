@@ -682,6 +682,29 @@ def test_blocked_images_of_any_size(dtype: Any, rng: np.random.Generator) -> Non
                 checks.assert_same(net(x), y, "again")
 
 
+def test_large_images_between_blocked_convolutions_are_never_there(
+    monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    """A remembered pass computes a 1x1 and single channels behind it together, to the last bit."""
+    engine = compiled.engine()
+    pair, pairs = engine.blocked_pair, []
+    monkeypatch.setattr(
+        engine, "blocked_pair", lambda *plans: (pairs.append(pair(*plans)), pairs[-1])[1]
+    )
+    net = sequential(conv(F=16), inverted(16, 16), inverted(16, 24, 2))(np.float32, rng).freeze()
+    x = images(np.float32, 1, 4, 60, 58)
+    first = net(x)
+    assert sum(found is not None for found in pairs) == 2
+    assert_near(first, one_by_one(net, x), "first")
+    net(x)
+    for threads in (1, 2, 3):
+        with cnnfast.threads(threads), cnnfast.use("auto"):
+            checks.assert_same(net(x), first, f"{threads} threads")
+    plain = copy.deepcopy(net)
+    dy = images(np.float32, *first.shape)
+    assert_gradients(net, plain, net.backward(dy), back_one_by_one(plain, x, dy))
+
+
 def test_a_block_whose_result_does_not_fit(rng: np.random.Generator) -> None:
     for F in (16, 20):
         inner = (conv(F=F, C=16, K=1), conv(F=F, C=F, groups=F, padding=1), conv(F=F, C=F, K=1))
