@@ -78,7 +78,7 @@ class Winograd(EngineConvolution):
         if max(g.stride) > 1 < max(g.dilation):
             return f"it is for a stride or a dilation, not both, {g.stride} and {g.dilation}"
         if "backward_input" in wanted(call) and max(g.stride) > 1:
-            return f"its gradient by input is for stride 1, not {g.stride}"
+            return f"it is for stride 1 where the gradient by input is wanted, not {g.stride}"
         if g.KH * g.KW > MOST_TAPS or max(down.span, along.span) > MOST_SPAN:
             return f"it is for smaller windows than {g.KH}x{g.KW} with dilation {g.dilation}"
         pieces = down.pieces * along.pieces
