@@ -7,6 +7,7 @@ import gc
 import pickle
 import tracemalloc
 from collections.abc import Callable
+from threading import Thread
 from typing import Any
 
 import checks
@@ -1084,3 +1085,28 @@ def test_checksum_of_changes_that_might_cancel_out(dtype: Any) -> None:
         changed = rows.copy()
         changed[[i, j]] = rows[[j, i]]
         assert fused.checksum(changed) != alike, (i, j)
+
+
+def test_a_call_of_another_thread_between_the_look_and_the_row(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which has as many bytes, in another shape, so that only the row tells the two apart."""
+    net, x = NETS["winograd"](np.float32, rng).freeze(), images(np.float32)
+    other = x.reshape(3, 4, 36, 2)
+    expected, apart = net(x).copy(), net(other).copy()
+    assert expected.shape != apart.shape
+    net(x)
+    unchanged, threads = fused.unchanged, []
+
+    def interrupted(held: Any) -> bool:
+        same: bool = unchanged(held)
+        if not threads:
+            threads.append(Thread(target=net, args=(other,)))
+            threads[0].start()
+            threads[0].join()
+        return same
+
+    monkeypatch.setattr(fused, "unchanged", interrupted)
+    checks.assert_same(net(x), expected, "interrupted")
+    assert threads
+    checks.assert_same(net(other), apart, "the other")

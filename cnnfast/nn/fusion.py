@@ -252,6 +252,18 @@ class Unkept(Later):
                     layer._saved = saved
 
 
+class Remembered(NamedTuple):
+    """Calls of frozen layers, in one row.
+
+    Read and replaced as one, since other Python threads may run the same network.
+    """
+
+    known: Any  # what they are for,
+    held: list[Any]  # of layers with these settings and arrays
+    row: Any
+    sums: Sequence[Any]
+
+
 class FoldedConvolutions(Step):
     """In inference: convolutions one after the other, each with what it has taken in.
 
@@ -267,16 +279,14 @@ class FoldedConvolutions(Step):
         super().__init__(*(layer for part in folded for layer in part.layers))
         self._folded = folded
         self._own = [layer.__dict__ for layer in self.layers]
-        self._row: Any = None  # the remembered calls, in one
-        self._sums: Sequence[Any] = ()
-        self._known: Any = None  # what they are for,
-        self._held: Any = None  # of layers with these settings and arrays
+        self._remembered: Remembered | None = None
 
     def forward(self, x: Array) -> Array:
         known = self._key(x)
         y: Array | None = None
-        if known is not None and known == self._known and fused.unchanged(self._held):
-            y = self._again(x)
+        remembered = self._remembered
+        if remembered and remembered.known == known and fused.unchanged(remembered.held):
+            y = self._again(x, remembered)
         return self._anew(x, known) if y is None else y
 
     def backward(self, dy: Array) -> Any:
@@ -292,11 +302,11 @@ class FoldedConvolutions(Step):
                 dx = add(dx, terms.pop())
         return dx
 
-    def _again(self, x: Array) -> Any:
+    def _again(self, x: Array, remembered: Remembered) -> Any:
         """The remembered calls; or None, as from a kernel that does not serve these numbers."""
-        y = self._row((x,))
+        y = remembered.row((x,))
         if y is not None:
-            saved = Unkept(x, (), self._folded, self._sums)
+            saved = Unkept(x, (), self._folded, remembered.sums)
             for own in self._own:
                 own["_saved"] = saved
         return y
@@ -342,9 +352,10 @@ class FoldedConvolutions(Step):
                 saved = Unkept(x, [term for term, _ in terms])
         if inside:
             x = self._turn(x, shapes[-1], inside, steps)
-        self._row = None if known is None else fused.row(steps)
-        self._known, self._sums = known, saved.sums
-        self._held = None if known is None else [entry for each in held for entry in each]
+        self._remembered = None
+        if known is not None:
+            entries = [entry for each in held for entry in each]
+            self._remembered = Remembered(known, entries, fused.row(steps), saved.sums)
         return x
 
     def _blocked(self, x: Array) -> tuple[list[Any], list[tuple[int, ...]]]:
