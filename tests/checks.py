@@ -195,9 +195,9 @@ class Plain:
     stride and blocks of taps, are further channels.
     """
 
-    def __init__(self, kernel: Any, stride: Any, dilation: Any, pads: Any, out: Any) -> None:
+    def __init__(self, kernel: Any, stride: Any, dilation: Any, pads: Any) -> None:
         self.kernel, self.stride, self.dilation = tuple(kernel), stride, dilation
-        self.start, self.out = [-int(p) for p in pads], tuple(out)
+        self.start = [-int(p) for p in pads]
         counts = [-(-k // s) for k, s in zip(kernel, stride, strict=True)]
         blocks = [1 if n <= 5 else -(-n // 4) for n in counts]
         self.taps = [-(-n // b) for n, b in zip(counts, blocks, strict=True)]
@@ -238,8 +238,13 @@ class Plain:
             w[outer] = part[inner]
         return w
 
-    def combs(self) -> Iterator[tuple[int, int]]:
-        return product(*map(range, self.dilation))
+    def combs(self, y: np.ndarray) -> Iterator[tuple[tuple[int, int], Any, list[int]]]:
+        """Those that have outputs: their offsets, where they are in y, and their sizes."""
+        for comb in product(*map(range, self.dilation)):
+            teeth = (..., *(slice(c, None, d) for c, d in zip(comb, self.dilation, strict=True)))
+            size = list(y[teeth].shape[-2:])
+            if all(size):
+                yield comb, teeth, size
 
     def image(self, x: np.ndarray, comb: tuple[int, int], size: list[int]) -> np.ndarray:
         """x (N, groups, C, H, W) as it is read for `size` outputs: (N, groups, pieces * C, ...)."""
@@ -309,7 +314,7 @@ class _Bound:
     pads: Any
 
     def forward(self, x: np.ndarray, w: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        plain = Plain(w.shape[2:], self.stride, self.dilation, self.pads, shape[2:])
+        plain = Plain(w.shape[2:], self.stride, self.dilation, self.pads)
         return self._tiled(plain, x, w, shape)
 
     def transposed(self, dy: np.ndarray, w: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -319,7 +324,7 @@ class _Bound:
         turned = turned.swapaxes(1, 2).reshape(-1, F // self.groups, *w.shape[2:])
         spans = [d * (k - 1) for d, k in zip(self.dilation, w.shape[2:], strict=True)]
         pads = np.subtract(spans, self.pads)
-        plain = Plain(w.shape[2:], (1, 1), self.dilation, pads, shape[2:])
+        plain = Plain(w.shape[2:], (1, 1), self.dilation, pads)
         return self._tiled(plain, dy, turned, shape)
 
     def _tiled(self, plain: Plain, x: np.ndarray, w: np.ndarray, shape: Any) -> np.ndarray:
@@ -327,11 +332,7 @@ class _Bound:
         worst = np.zeros((N, self.groups, F // self.groups, *out))
         x = x.reshape(N, self.groups, x.shape[1] // self.groups, *x.shape[2:])
         w = plain.weights(w.reshape(self.groups, F // self.groups, *w.shape[1:]))
-        for comb in plain.combs():
-            teeth = (..., *(slice(c, None, d) for c, d in zip(comb, plain.dilation, strict=True)))
-            size = list(worst[teeth].shape[-2:])
-            if not all(size):
-                continue
+        for comb, teeth, size in plain.combs(worst):
             image = plain.image(x, comb, size)
             for (A, G, B), (C, H, D), corner, count in _shifted(plain, size):
                 A, G, B, C, H, D = map(np.abs, (A, G, B, C, H, D))
@@ -346,16 +347,12 @@ class _Bound:
     def weights(self, dy: np.ndarray, x: np.ndarray, kernel: tuple[int, int]) -> np.ndarray:
         """The gradient by w, which is a sum over all tiles of all images."""
         N, F, *out = dy.shape
-        plain = Plain(kernel, self.stride, self.dilation, self.pads, out)
+        plain = Plain(kernel, self.stride, self.dilation, self.pads)
         dy = dy.reshape(N, self.groups, F // self.groups, *out)
         x = x.reshape(N, self.groups, x.shape[1] // self.groups, *x.shape[2:])
         sums: dict[Any, Any] = {}
         terms: dict[Any, int] = {}
-        for comb in plain.combs():
-            teeth = (..., *(slice(c, None, d) for c, d in zip(comb, plain.dilation, strict=True)))
-            size = list(dy[teeth].shape[-2:])
-            if not all(size):
-                continue
+        for comb, teeth, size in plain.combs(dy):
             image = plain.image(x, comb, size)
             for (A, G, B), (C, H, D), corner, count in _shifted(plain, size):
                 key = (len(A), corner)
